@@ -1,0 +1,149 @@
+"""Lift a graph node to a `SymTensor`: what is element `index` of this tensor?"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from trilithon.errors import CannotLift
+from trilithon.lift import constants
+from trilithon.lift.handlers import HANDLERS
+from trilithon.lift.registry import Call, Obligation
+from trilithon.lift.symtensor import Idx, SymTensor, sort_of
+from trilithon.passes import where_of
+from trilithon.spec import term as t
+from trilithon.spec.term import Term
+
+VALUE_FREE = {"device", "layout", "pin_memory", "memory_format", "non_blocking", "implicit"}  # never change a value
+
+
+class Lifter:
+    """Lifts the nodes of one exported program; use a fresh one for each mask, so obligations stay apart.
+
+    Args:
+        program: a functional exported program (decomposed with an empty table).
+        leaves: nodes to treat as input tables of that name instead of lifting them.
+    """
+
+    def __init__(self, program: ExportedProgram, leaves: Mapping[Node, str] | None = None) -> None:
+        self.leaves = dict(leaves or {})
+        self.obligations: dict[Term, Obligation] = {}
+        self._done: dict[Node, SymTensor] = {}
+        signature = program.graph_signature
+        mutated = set(signature.buffers_to_mutate.values())
+        targets = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self.targets = targets
+        self.data = {
+            node: value
+            for node, target in targets.items()
+            if target not in mutated and node not in signature.inputs_to_parameters
+            if isinstance(value := program.state_dict.get(target, program.constants.get(target)), torch.Tensor)
+            and not value.is_meta
+        }
+
+    def lift(self, node: Node) -> SymTensor:
+        """Raises CannotLift where an operation or one of its arguments is not modelled."""
+        if node not in self._done:
+            self._done[node] = self._lift(node)
+        return self._done[node]
+
+    def _lift(self, node: Node) -> SymTensor:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            raise self._refuse(node, f"{node.target} does not give one tensor")
+        shape, dtype = tuple(self.size(d) for d in value.shape), value.dtype
+        if node in self.leaves:
+            return self._table(self.leaves[node], shape, dtype)
+        if node.op == "placeholder":
+            if node.name in self.data:
+                return constants.lift_constant(self.data[node.name], node.name)
+            return self._table(self.targets.get(node.name, node.name), shape, dtype)
+        if node.op != "call_function" or node.target not in HANDLERS:
+            raise self._refuse(node, f"{node.target} has no handler, so what this mask allows is not known")
+        call = Call(node, shape, dtype, self.obligations)
+        lifted = HANDLERS[node.target](call, **self._arguments(call))  # type: ignore[index]
+        return SymTensor(shape, dtype, lifted.element)
+
+    def _table(self, name: str, shape: Idx, dtype: torch.dtype) -> SymTensor:
+        return SymTensor(shape, dtype, lambda index: t.read(name, index, sort_of(dtype)))
+
+    def _refuse(self, node: Node, why: str) -> CannotLift:
+        return CannotLift(
+            "cannot lift the attention mask",
+            where=where_of(node),
+            why=why,
+            todo="the mask stays as it is. To have it proved: add a handler in trilithon/lift/handlers",
+        )
+
+    def _arguments(self, call: Call) -> dict[str, Any]:
+        """The node's arguments by schema name, each lifted; refuses one that its handler does not name."""
+        node = call.node
+        accepted = inspect.signature(HANDLERS[node.target]).parameters  # type: ignore[index]
+        bound: dict[str, Any] = {}
+        for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+            if position < len(node.args):
+                value: Any = node.args[position]
+            elif argument.name in node.kwargs:
+                value = node.kwargs[argument.name]
+            else:
+                continue
+            name = "x" if argument.name == "self" else argument.name
+            if name in accepted:
+                bound[name] = self._argument(value)
+            elif argument.name not in VALUE_FREE and not (argument.has_default_value() and value == argument.default_value):
+                raise call.refuse(f"its argument {argument.name}={value} is not modelled")
+        return bound
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, Node):
+            held = value.meta.get("val")
+            return self.lift(value) if isinstance(held, torch.Tensor) else self.size(held)
+        if isinstance(value, (list, tuple)):
+            return [self._argument(v) for v in value]
+        return value
+
+    def size(self, value: Any) -> Term:
+        """An int or symbolic integer as a term."""
+        if isinstance(value, Term):
+            return value
+        if isinstance(value, (bool, int)):
+            return t.integer(int(value))
+        if isinstance(value, torch.SymInt):
+            return from_sympy(value.node.expr)
+        raise TypeError(f"no size: {value!r}")
+
+
+def from_sympy(expr: Any) -> Term:
+    """A size expression of torch.export as a term; an unknown function becomes a symbol of its own."""
+    if expr.is_Integer:
+        return t.integer(int(expr))
+    if expr.is_Symbol:
+        return t.var(str(expr))
+    arguments = [from_sympy(a) for a in expr.args] if not expr.is_Pow else []
+    if expr.is_Add:
+        return t.add(*arguments)
+    if expr.is_Mul and all(a.is_integer for a in expr.args):
+        product = t.ONE
+        for a in arguments:
+            product = t.mul(product, a)
+        return product
+    if expr.is_Pow and expr.exp.is_Integer and int(expr.exp) > 0:
+        return from_sympy(sympy.Mul(*[expr.base] * int(expr.exp), evaluate=False)) if int(expr.exp) > 1 else from_sympy(expr.base)
+    name = type(expr).__name__
+    if name in ("Max", "Min") and len(arguments) == 2:
+        return (t.maximum if name == "Max" else t.minimum)(*arguments)
+    if name in ("FloorDiv", "CleanDiv") and expr.args[1].is_positive:
+        return t.floor_div(*arguments)
+    if name in ("Mod", "PythonMod") and expr.args[1].is_positive:
+        return t.mod(*arguments)
+    return t.read(f"size:{expr}", (), "int")
