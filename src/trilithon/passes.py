@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch.fx import GraphModule, Node
 
@@ -76,3 +76,14 @@ def module_path(node: Node) -> str:
 
 def _plain(path: str) -> str:
     return re.sub(r"^L\['self'\]\.?|^L__self__\.?", "", path)
+
+
+def bound_arguments(node: Node) -> dict[str, Any]:
+    """The node's arguments by the names of its ATen schema, defaults filled in."""
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if position < len(node.args):
+            bound[argument.name] = node.args[position]
+        else:
+            bound[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return bound

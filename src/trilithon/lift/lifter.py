@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import sympy
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -15,12 +14,13 @@ from trilithon.errors import CannotLift
 from trilithon.lift import constants
 from trilithon.lift.handlers import HANDLERS
 from trilithon.lift.registry import Call, Obligation
-from trilithon.lift.symtensor import Idx, SymTensor, sort_of
-from trilithon.passes import where_of
+from trilithon.lift.symtensor import INTEGERS, Idx, SymTensor, dtype_name, sort_of
+from trilithon.passes import bound_arguments, where_of
+from trilithon.spec import float_term
 from trilithon.spec import term as t
 from trilithon.spec.term import Term
 
-VALUE_FREE = {"device", "layout", "pin_memory", "memory_format", "non_blocking", "implicit"}  # never change a value
+VALUE_FREE = {"device", "layout", "pin_memory", "memory_format", "non_blocking", "implicit", "copy"}  # never change a value
 
 
 class Lifter:
@@ -34,6 +34,7 @@ class Lifter:
     def __init__(self, program: ExportedProgram, leaves: Mapping[Node, str] | None = None) -> None:
         self.leaves = dict(leaves or {})
         self.obligations: dict[Term, Obligation] = {}
+        self.table_shapes: dict[str, Idx] = {}
         self._done: dict[Node, SymTensor] = {}
         signature = program.graph_signature
         mutated = set(signature.buffers_to_mutate.values())
@@ -62,10 +63,13 @@ class Lifter:
         if not isinstance(value, torch.Tensor):
             raise self._refuse(node, f"{node.target} does not give one tensor")
         shape, dtype = tuple(self.size(d) for d in value.shape), value.dtype
+        if dtype != torch.bool and dtype not in INTEGERS and dtype_name(dtype) not in float_term.DTYPES:
+            raise self._refuse(node, f"{dtype} is not modelled")
         if node in self.leaves:
             return self._table(self.leaves[node], shape, dtype)
         if node.op == "placeholder":
             if node.name in self.data:
+                self.table_shapes[node.name] = shape
                 return constants.lift_constant(self.data[node.name], node.name)
             return self._table(self.targets.get(node.name, node.name), shape, dtype)
         if node.op != "call_function" or node.target not in HANDLERS:
@@ -75,6 +79,7 @@ class Lifter:
         return SymTensor(shape, dtype, lifted.element)
 
     def _table(self, name: str, shape: Idx, dtype: torch.dtype) -> SymTensor:
+        self.table_shapes[name] = shape
         return SymTensor(shape, dtype, lambda index: t.read(name, index, sort_of(dtype)))
 
     def _refuse(self, node: Node, why: str) -> CannotLift:
@@ -90,24 +95,24 @@ class Lifter:
         node = call.node
         accepted = inspect.signature(HANDLERS[node.target]).parameters  # type: ignore[index]
         bound: dict[str, Any] = {}
-        for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-            if position < len(node.args):
-                value: Any = node.args[position]
-            elif argument.name in node.kwargs:
-                value = node.kwargs[argument.name]
-            else:
-                continue
-            name = "x" if argument.name == "self" else argument.name
-            if name in accepted:
-                bound[name] = self._argument(value)
-            elif argument.name not in VALUE_FREE and not (argument.has_default_value() and value == argument.default_value):
-                raise call.refuse(f"its argument {argument.name}={value} is not modelled")
+        defaults = {a.name: a for a in node.target._schema.arguments}  # type: ignore[union-attr]
+        for name, value in bound_arguments(node).items():
+            own = "x" if name == "self" else name
+            default = defaults[name]
+            if own in accepted:
+                bound[own] = self._argument(value)
+            elif name not in VALUE_FREE and not (default.has_default_value() and value == default.default_value):
+                raise call.refuse(f"its argument {name}={value} is not modelled")
         return bound
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Node):
             held = value.meta.get("val")
-            return self.lift(value) if isinstance(held, torch.Tensor) else self.size(held)
+            if isinstance(held, torch.Tensor):
+                return self.lift(value)
+            if not isinstance(held, (int, torch.SymInt)):
+                raise self._refuse(value, f"{value.target} gives {type(held).__name__}, not a tensor or an integer")
+            return self.size(held)
         if isinstance(value, (list, tuple)):
             return [self._argument(v) for v in value]
         return value
@@ -138,7 +143,8 @@ def from_sympy(expr: Any) -> Term:
             product = t.mul(product, a)
         return product
     if expr.is_Pow and expr.exp.is_Integer and int(expr.exp) > 0:
-        return from_sympy(sympy.Mul(*[expr.base] * int(expr.exp), evaluate=False)) if int(expr.exp) > 1 else from_sympy(expr.base)
+        power = from_sympy(expr.base)
+        return power if int(expr.exp) == 1 else t.mul(power, from_sympy(expr.base ** (int(expr.exp) - 1)))
     name = type(expr).__name__
     if name in ("Max", "Min") and len(arguments) == 2:
         return (t.maximum if name == "Max" else t.minimum)(*arguments)

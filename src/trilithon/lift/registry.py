@@ -10,7 +10,7 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from trilithon.errors import CannotLift
-from trilithon.lift.symtensor import INTEGERS, Idx, SymTensor
+from trilithon.lift.symtensor import INTEGERS, Idx, SymTensor, integer_range
 from trilithon.passes import where_of
 from trilithon.spec.term import Term
 
@@ -20,7 +20,7 @@ HANDLERS: dict[OpOverload, Handler] = {}
 
 @dataclass(frozen=True)
 class Obligation:
-    """`low <= term <= high` must be proved, or an integer operation may wrap around."""
+    """`low <= term <= high` must be proved, or an integer operation may wrap, divide by zero or round."""
 
     term: Term
     low: int
@@ -47,11 +47,20 @@ class Call:
 
     def in_range(self, value: Term) -> Term:
         """`value`, with the obligation that it fits the node's integer dtype."""
-        if self.dtype in INTEGERS and not value.is_literal:
-            bits = INTEGERS[self.dtype]
-            low, high = (0, 255) if self.dtype == torch.uint8 else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
-            self.obligations.setdefault(value, Obligation(value, low, high, self.node))
+        if self.dtype in INTEGERS:
+            self.require(value, *integer_range(self.dtype))
         return value
+
+    def require(self, value: Term, low: int, high: int) -> None:
+        """Add the obligation `low <= value <= high`; a second one on the same term narrows the first."""
+        if value.is_literal and low <= value.value <= high:
+            return
+        known = self.obligations.get(value)
+        if known is not None and known.low >= low and known.high <= high:
+            return
+        if known is not None:
+            low, high = max(low, known.low), min(high, known.high)
+        self.obligations[value] = Obligation(value, low, high, self.node)
 
     def result(self, element: Callable[[Idx], Term]) -> SymTensor:
         """A tensor of the node's own shape and dtype."""

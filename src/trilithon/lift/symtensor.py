@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
-from trilithon.spec import float_term, term as t
+from trilithon.spec import float_term
+from trilithon.spec import term as t
 from trilithon.spec.term import Sort, Term
 
 Idx = tuple[Term, ...]
 INTEGERS = {torch.int64: 64, torch.int32: 32, torch.int16: 16, torch.int8: 8, torch.uint8: 8}
+
+
+UNBACKED = re.compile(r"u\d+")  # torch's names for integers read from data, which may be negative
+
+
+def integer_range(dtype: torch.dtype) -> tuple[int, int]:
+    """The least and the greatest value of an integer dtype."""
+    bits = INTEGERS[dtype]
+    return (0, 255) if dtype == torch.uint8 else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -72,7 +83,7 @@ def is_nonnegative(term: Term) -> bool:
         return is_nonnegative(term.args[1])
     if term.op == "ite":
         return is_nonnegative(term.args[1]) and is_nonnegative(term.args[2])
-    return term.op == "var"
+    return term.op == "var" and UNBACKED.fullmatch(term.args[0]) is None
 
 
 def cast(value: Term, dtype: torch.dtype) -> Term | None:

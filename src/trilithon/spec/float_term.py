@@ -46,12 +46,12 @@ def apply(name: str, dtype: str, a: Term, b: Term) -> Term:
     if b.op == "ite":
         return t.ite(b.args[0], apply(name, dtype, a, b.args[1]), apply(name, dtype, a, b.args[2]))
     if a.is_literal and b.is_literal:
-        return t.real(_fold(name, dtype, a.value, b.value))
+        return t.real(fold(name, dtype, a.value, b.value))
     return t.make("float_op", (name, dtype, a, b), "float")
 
 
 @lru_cache(maxsize=4096)
-def _fold(name: str, dtype: str, a: float, b: float) -> float:
+def fold(name: str, dtype: str, a: float, b: float) -> float:
     kind = DTYPES[dtype]
     return float(BINARY[name](torch.tensor(a, dtype=kind), torch.tensor(b, dtype=kind)))
 

@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: demo test check lint types size
+
+demo: .venv/.ready
+	$(BIN)/trilithon demo
+
+test: lint types
+	$(BIN)/pytest -m "not gpu"
+
+check: lint types size
+
+lint: .venv/.ready
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+types: .venv/.ready
+	$(BIN)/mypy
+
+size: .venv/.ready
+	$(BIN)/pytest tests/test_layers.py
+
+# torch goes first and alone, without constraints, so that a machine set up for one build of it (CPU, CUDA) keeps that build.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install torch==2.13.0
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,196 @@
+"""Run the same job in several ways and tabulate what each took, against the first way and against the floor."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor
+
+from trilithon.bench.roofline import Floor, Job, Machine, floor_of
+from trilithon.bench.table import Row, Table
+from trilithon.bench.timing import Timing, measure, synchronize
+from trilithon.errors import InputError, TrilithonError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to do the job.
+
+    Attributes:
+        name: of its row.
+        make: builds the program (loading, compiling); gives a call that does the whole job and returns
+            `[batch, prompt_tokens + new_tokens]` ids, the prompt included, as Hugging Face's `generate` does.
+        note: a few words on it for the row.
+    """
+
+    name: str
+    make: Callable[[], Callable[[], Tensor]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all rows of a table share.
+
+    Attributes:
+        model: its name, for people.
+        dtype: of weights and cache, as text.
+        device: where the job runs and is measured.
+        command: the line that repeats the table.
+        versions: of packages besides those of `Machine`.
+        repeats, warmup: runs that are timed and runs before them, a candidate; there is always one before them.
+    """
+
+    model: str
+    job: Job
+    machine: Machine
+    dtype: str
+    device: torch.device
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    repeats: int = 3
+    warmup: int = 1
+
+
+@dataclass(frozen=True)
+class _Measured:
+    build_seconds: float
+    first_run_seconds: float
+    timing: Timing
+    tokens: Tensor  # [batch, new_tokens] int64, on the CPU
+
+
+def run_rows(candidates: Sequence[Candidate], bench: Bench, *, console: Console | None = None) -> Table:
+    """Build, check and time each candidate in turn; the first is the baseline.
+
+    A candidate that fails becomes a row with the error's text. What a candidate holds is freed before the next is
+    built, as far as the caller's own objects let it.
+
+    Args:
+        console: where the progress bar is drawn; None = standard error. It is redrawn only between timed runs.
+
+    Raises:
+        InputError: there is no candidate.
+    """
+    if not candidates:
+        raise InputError("there is nothing to measure", todo="pass at least one Candidate; the first is the baseline")
+    floor = floor_of(bench.job, bench.machine)
+    baseline: _Measured | None = None
+    rows: list[Row] = []
+    with _progress(console) as progress:
+        task = progress.add_task("", total=len(candidates) * (bench.repeats + 2))
+        for i, candidate in enumerate(candidates):
+            progress.update(task, completed=i * (bench.repeats + 2))
+            result = _attempt(candidate, bench, lambda stage: _show(progress, task, stage))
+            if i == 0 and isinstance(result, _Measured):
+                baseline = result
+            rows.append(_row(candidate, result, baseline, bench, floor))
+            _free()
+    return Table(
+        model=bench.model,
+        machine=bench.machine,
+        dtype=bench.dtype,
+        batch=bench.job.batch,
+        prompt_tokens=bench.job.prompt_tokens,
+        new_tokens=bench.job.new_tokens,
+        floor=floor,
+        rows=tuple(rows),
+        command=bench.command,
+        versions=dict(bench.machine.versions) | dict(bench.versions),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _progress(console: Console | None) -> Progress:
+    # No refresh from a thread: it would take the interpreter lock away from the run that is being timed.
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, console=console or Console(stderr=True), auto_refresh=False, transient=True)
+
+
+def _show(progress: Progress, task: object, stage: str) -> None:
+    progress.update(task, description=stage, advance=1)  # type: ignore[arg-type]
+    progress.refresh()
+
+
+def _attempt(candidate: Candidate, bench: Bench, show: Callable[[str], None]) -> _Measured | str:
+    """Measure one candidate, or give the text of what went wrong."""
+    try:
+        return _measure(candidate, bench, show)
+    except Exception as error:
+        return str(error) if isinstance(error, TrilithonError) else f"{type(error).__name__}: {error}"
+
+
+def _measure(candidate: Candidate, bench: Bench, show: Callable[[str], None]) -> _Measured:
+    show(f"{candidate.name}: building")
+    start = time.perf_counter()
+    run = candidate.make()
+    synchronize(bench.device)
+    build_seconds = time.perf_counter() - start
+    show(f"{candidate.name}: first run")
+    tokens = _new_tokens(run(), bench.job)
+    first_run_seconds = time.perf_counter() - start - build_seconds
+    timing = measure(
+        run,
+        repeats=bench.repeats,
+        warmup=max(0, bench.warmup - 1),
+        device=bench.device,
+        before_run=lambda: show(f"{candidate.name}: timing"),
+    )
+    return _Measured(build_seconds, first_run_seconds, timing, tokens)
+
+
+def _new_tokens(ids: Tensor, job: Job) -> Tensor:
+    expected = (job.batch, job.prompt_tokens + job.new_tokens)
+    if tuple(ids.shape) != expected:
+        raise InputError(
+            f"the job was not done: the run returned ids {list(ids.shape)}, not {list(expected)}",
+            why="rows are comparable only when each makes the same number of tokens",
+            todo="generate without an eos_token_id, and return the prompt with the new tokens",
+        )
+    return ids[:, job.prompt_tokens :].cpu()
+
+
+def _row(candidate: Candidate, result: _Measured | str, baseline: _Measured | None, bench: Bench, floor: Floor) -> Row:
+    tokens = bench.job.batch * bench.job.new_tokens
+    if isinstance(result, str):
+        return Row(name=candidate.name, tokens=tokens, note=candidate.note, error=result)
+    median = result.timing.median
+    equal, difference = None, ""
+    if baseline is not None and baseline is not result:
+        equal, difference = _compare(result.tokens, baseline.tokens)
+    return Row(
+        name=candidate.name,
+        tokens=tokens,
+        timing=result.timing,
+        build_seconds=result.build_seconds,
+        first_run_seconds=result.first_run_seconds,
+        ratio_to_baseline=baseline.timing.median / median if baseline is not None else None,
+        ratio_to_floor=median / floor.seconds,
+        tokens_per_second=tokens / median,
+        tokens_equal_baseline=equal,
+        note="; ".join(part for part in (candidate.note, difference) if part),
+    )
+
+
+def _compare(tokens: Tensor, baseline: Tensor) -> tuple[bool, str]:
+    differs = (tokens != baseline).any(0)
+    if not bool(differs.any()):
+        return True, ""
+    first = int(differs.int().argmax()) + 1
+    return False, f"tokens differ from the baseline's from new token {first} of {len(differs)} on"
+
+
+def _free() -> None:
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # drops compiled programs and the memory pools of their CUDA graphs
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

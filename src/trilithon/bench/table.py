@@ -1,0 +1,195 @@
+"""The table of a benchmark: its rows, as JSON, Markdown and for the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from trilithon.bench.roofline import Floor, Machine
+from trilithon.bench.timing import Timing
+from trilithon.errors import InputError
+
+FORMAT = 1  # of the JSON; raise it when a field changes its meaning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one way of doing the job took.
+
+    Attributes:
+        tokens: new tokens of all prompts together, a run.
+        timing: None when it failed; then `error` says why.
+        build_seconds: loading and compiling, before the first run.
+        first_run_seconds: the first run, which is not in `timing`; programs that compile themselves do so here.
+        ratio_to_baseline: the first row's median over this one's: 2 is twice as fast.
+        ratio_to_floor: this row's median over the floor: 1 is as fast as the machine allows.
+        tokens_per_second: `tokens` over the median, prefill included.
+        tokens_equal_baseline: None for the baseline itself, or when one of the two failed.
+    """
+
+    name: str
+    tokens: int
+    timing: Timing | None = None
+    build_seconds: float | None = None
+    first_run_seconds: float | None = None
+    ratio_to_baseline: float | None = None
+    ratio_to_floor: float | None = None
+    tokens_per_second: float | None = None
+    tokens_equal_baseline: bool | None = None
+    note: str = ""
+    error: str = ""
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """See `Timing.peak_bytes`."""
+        return None if self.timing is None else self.timing.peak_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One job on one machine, done in several ways; the first row is the baseline.
+
+    Attributes:
+        dtype: of weights and cache, as text.
+        batch: prompts at a time.
+        prompt_tokens, new_tokens: of each prompt.
+        command: the line that repeats the table.
+        date: when it was measured, ISO 8601.
+    """
+
+    model: str
+    machine: Machine
+    dtype: str
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+    floor: Floor
+    rows: tuple[Row, ...]
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""
+
+    def to_json(self) -> str:
+        """All fields, and for each row median, minimum and maximum, as indented JSON."""
+        data: dict[str, Any] = {"format": FORMAT} | asdict(self)
+        data["floor"]["seconds"] = self.floor.seconds
+        for row, written in zip(self.rows, data["rows"], strict=True):
+            if row.timing is not None:
+                written["timing"] |= {name: getattr(row.timing, name) for name in ("median", "minimum", "maximum")}
+        return json.dumps(data, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Table:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: the text is of another format.
+        """
+        data: dict[str, Any] = json.loads(text)
+        found = data.pop("format", None)
+        if found != FORMAT:
+            raise InputError(
+                f"cannot read a benchmark table of format {found}",
+                why=f"this version reads format {FORMAT}",
+                todo="measure again, or read it with the version that wrote it",
+            )
+        data["machine"] = Machine(**data["machine"])
+        data["floor"].pop("seconds")
+        data["floor"] = Floor(**data["floor"])
+        data["rows"] = tuple(Row(**row | {"timing": _timing(row["timing"])}) for row in data["rows"])
+        return cls(**data)
+
+    def title(self) -> str:
+        """One line: model, dtype and job."""
+        prompts = f"{self.batch} x " if self.batch > 1 else ""
+        return f"{self.model}, {self.dtype}, {prompts}{self.prompt_tokens} tokens in, {self.new_tokens} out"
+
+    def footing(self) -> tuple[str, ...]:
+        """What the numbers rest on, a line each: machine and rates, floor, versions, command."""
+        made_with = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        lines = (
+            f"{self.machine.name}: copy {self.machine.bytes_per_second / 1e12:.3g} TB/s, "
+            f"matmul {self.machine.flops_per_second / 1e12:.3g} TFLOP/s, both measured",
+            f"floor of the job {show_seconds(self.floor.seconds)}: prefill {show_seconds(self.floor.prefill_seconds)}, "
+            f"decode {show_seconds(self.floor.decode_seconds)}",
+            made_with,
+            self.command,
+        )
+        return tuple(line for line in lines if line)
+
+    def remarks(self) -> tuple[str, ...]:
+        """A line for each row that has an error or a note."""
+        return tuple(f"{row.name}: {_one_line(row.error or row.note)}" for row in self.rows if row.error or row.note)
+
+    def to_markdown(self) -> str:
+        """A Markdown table with its title and footing."""
+        body = [_CELLS, ["---"] + ["---:"] * (len(_CELLS) - 1)] + [_cells(row) for row in self.rows]
+        table = ["| " + " | ".join(_one_line(cell) for cell in line) + " |" for line in body]
+        remarks = [f"- {remark}" for remark in self.remarks()]
+        footing = [*self.footing()[:-1], f"`{self.command}`"] if self.command else list(self.footing())
+        blocks = [f"**{self.title()}**", "\n".join(table), "\n".join(remarks), "  \n".join(footing)]
+        return "\n\n".join(block for block in blocks if block) + "\n"
+
+    def to_rich(self) -> RichTable:
+        """The same for a terminal: `rich.print(table.to_rich())`."""
+        caption = escape("\n".join((*self.remarks(), *self.footing())))
+        table = RichTable(
+            title=escape(self.title()),
+            caption=caption,
+            caption_justify="left",
+            caption_style="dim",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("", overflow="fold")
+        for heading in _CELLS[1:]:
+            table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*(escape(cell) for cell in _cells(row)), style="red" if row.error else "")
+        return table
+
+
+_CELLS = ["", "median", "min", "max", "vs first", "tokens/s", "vs floor", "peak", "same tokens", "first result"]
+
+
+def _cells(row: Row) -> list[str]:
+    if row.timing is None:
+        return [row.name, "failed"] + [""] * (len(_CELLS) - 2)
+    same = {None: "", True: "yes", False: "no"}[row.tokens_equal_baseline]
+    return [
+        row.name,
+        show_seconds(row.timing.median),
+        show_seconds(row.timing.minimum),
+        show_seconds(row.timing.maximum),
+        _times(row.ratio_to_baseline),
+        "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.1f}",
+        _times(row.ratio_to_floor),
+        "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB",
+        same,
+        show_seconds((row.build_seconds or 0) + (row.first_run_seconds or 0)),
+    ]
+
+
+def show_seconds(seconds: float) -> str:
+    """Three digits with a unit that suits: 367 ms, 1.53 s."""
+    number, unit = (seconds, "s") if seconds >= 0.9995 else (seconds * 1e3, "ms")
+    return f"{number:.{max(0, 2 - math.floor(math.log10(max(number, 0.01))))}f} {unit}"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _timing(data: dict[str, Any] | None) -> Timing | None:
+    return None if data is None else Timing(tuple(data["seconds"]), data["peak_bytes"])

@@ -1,0 +1,112 @@
+"""Seconds and peak memory of one call, with the device's queue empty before and after."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trilithon.errors import InputError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What repeated runs of one call took.
+
+    Attributes:
+        seconds: one wall time a run, in the order of the runs.
+        peak_bytes: on CUDA, most bytes that torch held allocated on the device during the runs, weights included; on a
+            CPU, most memory of the whole process (resident set) during the runs, or since its start where the system
+            cannot reset that (not Linux). None where neither is known.
+    """
+
+    seconds: tuple[float, ...]
+    peak_bytes: int | None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def minimum(self) -> float:
+        return min(self.seconds)
+
+    @property
+    def maximum(self) -> float:
+        return max(self.seconds)
+
+
+def measure(
+    call: Callable[[], object],
+    *,
+    repeats: int = 3,
+    warmup: int = 1,
+    device: torch.device,
+    before_run: Callable[[], None] | None = None,
+) -> Timing:
+    """Run `call` and time it from an idle device to an idle device, host time included.
+
+    Args:
+        repeats: timed runs, >= 1.
+        warmup: runs before them that are not timed, >= 0.
+        device: whose queue is waited for and whose memory is read.
+        before_run: called before each timed run, outside its time; for a progress bar.
+
+    Raises:
+        InputError: `repeats` or `warmup` is too small.
+    """
+    if repeats < 1 or warmup < 0:
+        raise InputError(
+            f"cannot time with repeats={repeats} and warmup={warmup}", todo="pass repeats of 1 or more, warmup of 0 or more"
+        )
+    for _ in range(warmup):
+        call()
+    synchronize(device)
+    reset_peak(device)
+    seconds: list[float] = []
+    for _ in range(repeats):
+        if before_run is not None:
+            before_run()
+        seconds.append(_seconds_of(call, device))
+    return Timing(tuple(seconds), peak_bytes(device))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far, so that `peak_bytes` speaks of what follows; without effect where it cannot be done."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak resident set size
+    except OSError:
+        return
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The peak since `reset_peak`; see `Timing.peak_bytes`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # man 2 getrusage: kilobytes, except on macOS
+
+
+def _seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,132 @@
+"""Capture a module with torch.export: routes tried in a fixed order, the first that works wins and is named."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from trilithon.errors import CaptureError, InputError
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A functional program, and how it was made.
+
+    Attributes:
+        program: decomposed with an empty table: functional, SDPA kept.
+        route: the export route that worked.
+        failures: one line for each route that was tried before.
+        seconds: time spent.
+    """
+
+    program: ExportedProgram
+    route: str
+    failures: tuple[str, ...]
+    seconds: float
+
+
+Example = Mapping[str, Any]
+
+
+def _non_strict(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
+    return torch.export.export(model, (), dict(example), dynamic_shapes=shapes, strict=False)
+
+
+def _deferred(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
+    return torch.export.export(
+        model, (), dict(example), dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True
+    )
+
+
+def _strict(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
+    return torch.export.export(model, (), dict(example), dynamic_shapes=shapes, strict=True)
+
+
+ROUTES: tuple[tuple[str, Callable[[nn.Module, Example, Any], ExportedProgram]], ...] = (
+    ("torch.export, non-strict", _non_strict),
+    ("torch.export, non-strict, deferred asserts", _deferred),  # a CUDA SDPA stride guard breaks the first route
+    ("torch.export, strict", _strict),
+)
+
+
+def capture(
+    model: nn.Module | ExportedProgram, example: Example | None = None, dynamic_shapes: Any = None
+) -> Captured:
+    """Turn a module into a functional exported program.
+
+    Args:
+        model: a module in eval mode, or a program that was exported already.
+        example: keyword arguments of one call, tensors of the size to trace with.
+        dynamic_shapes: as torch.export takes them; None lets export find every dynamic axis itself.
+
+    Raises:
+        InputError: `model` is neither, or the example is missing.
+        CaptureError: no route works; holds the first line of each failure.
+    """
+    started = time.perf_counter()
+    if isinstance(model, ExportedProgram):
+        return Captured(_functional(model), "given as an ExportedProgram", (), time.perf_counter() - started)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"cannot capture a {type(model).__name__}",
+            why="it is neither a torch.nn.Module nor a torch.export.ExportedProgram",
+            todo="pass the module itself, a preset name to trilithon.load_model, or the result of torch.export.export",
+        )
+    if not example:
+        raise InputError(
+            f"cannot capture {type(model).__name__} without an example",
+            why="torch.export traces one call",
+            todo="pass example_kwargs={'input_ids': torch.zeros(2, 16, dtype=torch.long)}",
+        )
+    if model.training:
+        raise InputError(
+            f"cannot capture {type(model).__name__} in training mode",
+            why="dropout would be part of the program",
+            todo="call model.eval() first",
+        )
+    return _first_route(model, example, dynamic_shapes or automatic_shapes(example), started)
+
+
+def _first_route(model: nn.Module, example: Example, shapes: Any, started: float) -> Captured:
+    failures: list[str] = []
+    for name, export in ROUTES:
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = _functional(export(model, example, shapes))
+            return Captured(program, name, tuple(failures), time.perf_counter() - started)
+        except Exception as error:  # torch.export raises many types; each is kept and reported
+            failures.append(f"{name}: {type(error).__name__}: {_first_line(error)}")
+    raise CaptureError(
+        f"cannot capture {type(model).__name__}",
+        why="every export route failed:\n    " + "\n    ".join(failures),
+        todo="make the module exportable (no data-dependent Python branches), or pass dynamic_shapes that it supports",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else ""
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """In-place operations and vmap dissolved, SDPA kept (an empty decomposition table)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return program.run_decompositions({})
+
+
+def automatic_shapes(example: Example) -> dict[str, Any]:
+    """Every axis of every tensor may be dynamic; export decides which are."""
+    auto = Dim.AUTO  # type: ignore[attr-defined]
+    return {
+        name: {axis: auto for axis in range(value.dim())} if isinstance(value, torch.Tensor) else None
+        for name, value in example.items()
+    }

@@ -1,0 +1,200 @@
+"""Find the attention calls of an exported program: fused ones by their op, decomposed ones by their softmax."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import getitem
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from trilithon.errors import Where
+from trilithon.passes import bound_arguments, module_path, where_of
+
+aten = torch.ops.aten
+
+FUSED = {
+    aten.scaled_dot_product_attention.default: "sdpa",
+    aten._scaled_dot_product_efficient_attention.default: "efficient",
+    aten._scaled_dot_product_flash_attention.default: "flash",
+    aten._scaled_dot_product_flash_attention_for_cpu.default: "flash_for_cpu",
+    aten._scaled_dot_product_cudnn_attention.default: "cudnn",
+}
+SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
+MATMUL = {aten.matmul.default, aten.bmm.default}
+# Between the scores and the softmax, and between the softmax and the second product.
+SCORE_OPS = {
+    aten.add.Tensor,
+    aten.add.Scalar,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.mul.Scalar,
+    aten.div.Tensor,
+    aten.div.Scalar,
+    aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor,
+    aten.where.self,
+    aten.where.ScalarSelf,
+    aten.where.ScalarOther,
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.clone.default,
+}
+WEIGHT_OPS = {aten._to_copy.default, aten.to.dtype, aten.clone.default, aten.dropout.default, aten.alias.default}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention call.
+
+    Attributes:
+        name: path of the module that makes it, e.g. `model.layers.0.self_attn`.
+        kind: a value of `FUSED`, or "decomposed".
+        output: the node whose value is the attention's result.
+        q, k, v: operands as the call receives them, `[b h s d]`, `[b h t d]`, `[b h t e]`. In a decomposed
+            call `k` is the transposed operand, `[b h d t]`.
+        mask: bool or additive mask, or None. In a decomposed call: the softmax's input.
+        score: decomposed only: the product of q and k.
+        is_causal: torch's flag (upper left).
+        scale: factor on the scores; None = `1/sqrt(d)`.
+        problem: why this call cannot be rewritten whatever its mask, or "".
+    """
+
+    name: str
+    kind: str
+    output: Node
+    q: Node
+    k: Node
+    v: Node
+    mask: Node | None
+    score: Node | None
+    is_causal: bool
+    scale: float | None
+    problem: str
+    where: Where
+
+    @property
+    def dims(self) -> tuple[Any, Any, Any, Any]:
+        """Sizes `b h s t`, ints or SymInts."""
+        q, k = self.q.meta["val"].shape, self.k.meta["val"].shape
+        return q[0], q[1], q[2], k[3] if self.kind == "decomposed" else k[2]
+
+    @property
+    def softmax_scale(self) -> float:
+        return self.scale if self.scale is not None else 1.0 / math.sqrt(self.q.meta["val"].shape[-1])
+
+
+def find_sites(graph: Graph) -> list[Site]:
+    """Every attention call, in graph order."""
+    found = list(_numbered(_sites(graph)))
+    return found
+
+
+def _sites(graph: Graph) -> Iterator[Site]:
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in FUSED:
+            yield _fused(node)
+        elif node.target in SOFTMAX and (site := _decomposed(node)) is not None:
+            yield site
+
+
+def _numbered(sites: Iterator[Site]) -> Iterator[Site]:
+    """Give two calls of one module different names: `attn`, `attn#2`."""
+    seen: dict[str, int] = {}
+    for site in sites:
+        seen[site.name] = seen.get(site.name, 0) + 1
+        name = site.name if seen[site.name] == 1 else f"{site.name}#{seen[site.name]}"
+        yield Site(**{**site.__dict__, "name": name})
+
+
+def _fused(node: Node) -> Site:
+    args = bound_arguments(node)
+    output, problem = node, ""
+    if isinstance(node.meta["val"], (tuple, list)):
+        outputs = [u for u in node.users if u.target is getitem]
+        first = [u for u in outputs if u.args[1] == 0]
+        output = first[0] if first else node
+        if len(first) != 1 or any(u.args[1] != 0 and u.users for u in outputs):
+            problem = "its log-sum-exp or debug outputs are used"
+    if args.get("dropout_p"):
+        problem = f"dropout_p={args['dropout_p']}: call model.eval() before exporting"
+    q, k, v = args["query"], args["key"], args["value"]
+    if q.meta["val"].dim() != 4:
+        problem = f"its query has rank {q.meta['val'].dim()}, not 4 [b h s d]"
+    return Site(
+        name=module_path(node) or node.name,
+        kind=FUSED[node.target],  # type: ignore[index]
+        output=output,
+        q=q,
+        k=k,
+        v=v,
+        mask=args.get("attn_mask") if "attn_mask" in args else args.get("attn_bias"),
+        score=None,
+        is_causal=bool(args["is_causal"]),
+        scale=args.get("scale"),
+        problem=problem,
+        where=where_of(node),
+    )
+
+
+def _decomposed(softmax: Node) -> Site | None:
+    """matmul -> scale, mask -> softmax -> matmul, as eager attention exports; None if it is another softmax."""
+    logits: Any = softmax.args[0]
+    rank = logits.meta["val"].dim()
+    if softmax.args[1] not in (-1, rank - 1) or rank not in (3, 4):
+        return None
+    product = _consumer(softmax)
+    scores = _scores(logits)
+    if product is None or len(scores) != 1:
+        return None
+    score: Any = scores[0]
+    return Site(
+        name=module_path(softmax) or softmax.name,
+        kind="decomposed",
+        output=product,
+        q=score.args[0],
+        k=score.args[1],
+        v=product.args[1],  # type: ignore[arg-type]
+        mask=logits,
+        score=score,
+        is_causal=False,
+        scale=None,
+        problem="" if rank == 4 else f"its scores have rank {rank}, not 4 [b h s t]",
+        where=where_of(softmax),
+    )
+
+
+def _consumer(softmax: Node) -> Node | None:
+    """The product of the attention weights with V."""
+    node = softmax
+    while True:
+        readers = [u for u in node.users if u.target is not aten._assert_tensor_metadata.default]
+        if len(readers) != 1:
+            return None
+        (user,) = readers
+        if user.target in MATMUL:
+            return user if user.args[0] is node else None
+        if user.target not in WEIGHT_OPS or (user.target is aten.dropout.default and user.args[2]):
+            return None
+        node = user
+
+
+def _scores(logits: Node) -> list[Node]:
+    """The products that reach the softmax through scaling and masking."""
+    shape = logits.meta["val"].shape
+    found, seen, stack = [], set(), [logits]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node.target in MATMUL and node.meta["val"].dim() == len(shape):
+            found.append(node)
+        elif node.target in SCORE_OPS:
+            stack.extend(a for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor))
+    return found

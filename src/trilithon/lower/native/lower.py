@@ -1,0 +1,44 @@
+"""Lower canonical attention to PyTorch kernels; a dense mask that several layers share is made once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from trilithon.lower.native.attention import attend, attend_cache, dense_mask
+from trilithon.rewrite.op import ATTENTION
+
+NO_TENSOR = ("causal", "full")
+
+
+def lower_native(gm: GraphModule) -> GraphModule:
+    """Replace every `trilithon::attention` of the graph, in place, and return it."""
+    masks: dict[tuple[Any, ...], Node] = {}
+    for node in list(gm.graph.nodes):
+        if node.target is ATTENTION:
+            _lower(gm, node, masks)
+    gm.graph.eliminate_dead_code()
+    gm.graph.lint()
+    gm.recompile()
+    return gm
+
+
+def _lower(gm: GraphModule, node: Node, masks: dict[tuple[Any, ...], Node]) -> None:
+    args = [*node.args, None, None][:7]
+    q, k, v, mask, scale, q_start, key_mask = args
+    with gm.graph.inserting_before(node):
+        allowed = None
+        if mask not in NO_TENSOR or q_start is not None:
+            shape = (str(q.meta["val"].shape[2]), str(k.meta["val"].shape[2]))  # type: ignore[union-attr]
+            key = (mask, q_start, key_mask, shape)
+            if key not in masks:
+                masks[key] = gm.graph.call_function(dense_mask, (mask, q, k, q_start, key_mask))
+            allowed = masks[key]
+        if q_start is None:
+            new = gm.graph.call_function(attend, (q, k, v, mask, scale, allowed))
+        else:
+            new = gm.graph.call_function(attend_cache, (q, k, v, scale, allowed))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    gm.graph.erase_node(node)

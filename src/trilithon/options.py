@@ -1,0 +1,44 @@
+"""Options of a compilation: what the user may choose. Facts about a model are proved, never options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from trilithon.errors import InputError
+
+Backend = Literal["auto", "eager", "native", "tensorrt"]
+BACKENDS = ("auto", "eager", "native", "tensorrt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to prove, compile and run.
+
+    Attributes:
+        solver_seconds: z3 time budget for one site; past it the verdict is UNKNOWN.
+        when_guard_fails: "general" runs the unrewritten program, "raise" raises GuardFailed.
+        inductor: compile native programs with Inductor; None = on a GPU only.
+        cuda_graphs: replay decode steps as CUDA graphs; None = on a GPU only.
+        verify: run each compiled program once against eager before handing it out.
+        max_batch: rows that the KV cache holds.
+    """
+
+    solver_seconds: float = 10.0
+    when_guard_fails: Literal["general", "raise"] = "general"
+    inductor: bool | None = None
+    cuda_graphs: bool | None = None
+    verify: bool = True
+    max_batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.solver_seconds <= 0:
+            raise InputError(f"solver_seconds={self.solver_seconds} must be positive", todo="10 is a good value")
+        if self.when_guard_fails not in ("general", "raise"):
+            raise InputError(f"when_guard_fails={self.when_guard_fails!r} must be 'general' or 'raise'")
+        if self.max_batch < 1:
+            raise InputError(f"max_batch={self.max_batch} must be at least 1")
+
+    def __repr__(self) -> str:
+        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"Options({', '.join(changed)})"

@@ -1,0 +1,198 @@
+"""Prove what one site's mask means: obligations first, then the claim, then that every row keeps a key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from trilithon.lift.meaning import Meaning
+from trilithon.lift.registry import Obligation
+from trilithon.passes import where_of
+from trilithon.prove.recognise import Proposer
+from trilithon.prove.scans import close_scans, scan_lemmas
+from trilithon.prove.solve import UNBOUNDED, Prover
+from trilithon.prove.verdict import Proof, Verdict
+from trilithon.prove.witness import Witness, find_witness
+from trilithon.spec import term as t
+from trilithon.spec.assumption import Assumption, guard
+from trilithon.spec.masks import Documents, Full, K, Mask, Q, parts
+from trilithon.spec.term import Term
+from trilithon.spec.traverse import substitute, walk
+
+Ranges = Mapping[str, tuple[int, int | None]]
+MOST_ROUNDS = 8  # counterexamples that may correct the proposal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """All that was found about one site: the proof to rewrite with, and the others that hold.
+
+    Attributes:
+        proof: the primary one: no data-dependent documents if that can be, then the fewest guards.
+        alternatives: other proved forms, under other assumptions.
+        formula: the lifted mask.
+    """
+
+    proof: Proof
+    alternatives: tuple[Proof, ...]
+    formula: Term
+
+
+def examine(meaning: Meaning, ranges: Ranges, assume: tuple[Assumption, ...] = (), seconds: float = 10.0) -> Finding:
+    """Find the form of a mask: with no assumption on inputs if possible, else with each guard that may help."""
+    proofs: list[Proof] = []
+    left = seconds
+    for guards in _guard_sets(meaning, assume):
+        proof = _recognise(meaning, ranges, (*assume, *guards), max(left, 0.01))
+        left -= proof.solver_seconds
+        if not any(p.verdict is Verdict.PROVED and p.mask == proof.mask for p in proofs):
+            proofs.append(proof)
+    proved = sorted((p for p in proofs if p.verdict is Verdict.PROVED), key=_preference)
+    if not proved:
+        return Finding(proofs[0], (), meaning.keep)
+    return Finding(proved[0], tuple(proved[1:]), meaning.keep)
+
+
+def _preference(proof: Proof) -> tuple[bool, int, int]:
+    documents = any(isinstance(p, Documents) for p in parts(proof.mask))
+    guards = sum(a.source == "guard" for a in proof.assumptions)
+    return documents, guards, len(parts(proof.mask))
+
+
+def _guard_sets(meaning: Meaning, assume: tuple[Assumption, ...]) -> list[tuple[Assumption, ...]]:
+    """None, then one guard for each input table that the mask reads and nothing is declared about."""
+    declared = {a.table for a in assume}
+    reads = [x for x in walk([meaning.keep]) if x.op == "read" and x.args[0] not in (declared | meaning.constants.keys())]
+    names = sorted({x.args[0] for x in reads if len(x.args) == 3 and x.sort != "float" and x.args[0] in meaning.tables})
+    flags = {x.args[0].args[0] for x in walk([meaning.keep]) if x.op == "eq0" and x.args[0].op == "read"}
+    sets: list[tuple[Assumption, ...]] = []
+    for name in names:
+        is_flag = name in flags or any(x.args[0] == name and x.sort == "bool" for x in reads)
+        sets += [(guard(name, "all_ones"),)] if is_flag else [(guard(name, "bounded"),), (guard(name, "consecutive"),)]
+    return [(), *sets]
+
+
+def claim(meaning: Meaning, mask: Mask, ranges: Ranges, assume: tuple[Assumption, ...] = (), seconds: float = 10.0) -> Proof:
+    """Prove or refute that the site's mask is exactly `mask`."""
+    return _Attempt.of(meaning, ranges, assume, seconds).prove(mask)
+
+
+def _recognise(meaning: Meaning, ranges: Ranges, assume: tuple[Assumption, ...], seconds: float) -> Proof:
+    """Propose, prove, learn from the counterexample, and again."""
+    attempt = _Attempt.of(meaning, ranges, assume, seconds)
+    early = attempt.trouble()
+    if early is not None:
+        return early
+    proposer = Proposer.of(attempt.keep, meaning, dict(ranges), assume)
+    for _ in range(MOST_ROUNDS):
+        best = proposer.best()
+        proof = attempt.prove(best)
+        if proof.verdict is not Verdict.REFUTED or attempt.witness is None or not proposer.learn(attempt.witness.sample):
+            break
+    if proof.verdict is Verdict.REFUTED:
+        return attempt.prove(proposer.nearest())
+    return proof
+
+
+@dataclass
+class _Attempt:
+    """One mask under one set of assumptions."""
+
+    meaning: Meaning
+    prover: Prover
+    keep: Term
+    lemmas: tuple[Term, ...]
+    used: tuple[Assumption, ...]
+    witness: Witness | None = None
+    _trouble: list[Proof | None] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, meaning: Meaning, ranges: Ranges, assume: tuple[Assumption, ...], seconds: float) -> _Attempt:
+        bounds = dict(zip("bhqk", meaning.dims, strict=True))
+        prover = Prover(bounds, ranges, meaning.tables, assume, seconds)
+        keep, used = close_scans(meaning.keep, prover)
+        lemmas, lemma_used = scan_lemmas(keep, prover)
+        return cls(meaning, prover, keep, lemmas, (*used, *lemma_used))
+
+    def trouble(self) -> Proof | None:
+        """Why no proof can be had under these assumptions: they contradict, or an integer may wrap around."""
+        if not self._trouble:
+            self._trouble.append(self._find_trouble())
+        return self._trouble[0]
+
+    def _find_trouble(self) -> Proof | None:
+        if self.prover.assumptions and self.prover.satisfiable().status == "valid":
+            return self._proof(Full(), Verdict.VACUOUS, reason="the assumptions contradict each other: no input meets them")
+        for obligation in self.meaning.obligations:
+            if _cannot_wrap(obligation):
+                continue
+            term, used = close_scans(obligation.term, self.prover)
+            lemmas, lemma_used = scan_lemmas(term, self.prover)
+            fits = self.prover.valid((term >= obligation.low) & (term <= obligation.high), extra=lemmas)
+            if fits.status != "valid":
+                reason = f"{obligation.node.target} at {where_of(obligation.node)} may overflow its integer type"
+                return self._proof(Full(), Verdict.UNKNOWN, reason=reason)
+            self.used = (*self.used, *used, *lemma_used, *fits.used)
+        return None
+
+    def prove(self, mask: Mask) -> Proof:
+        early = self.trouble()
+        if early is not None:
+            return replace(early, mask=mask)
+        self.witness = None
+        goal = t.eq(self.keep, mask.at_sizes(self.meaning.dims[2], self.meaning.dims[3]))
+        answer = self.prover.valid(goal, extra=self.lemmas)
+        if answer.status == "valid":
+            return self._rows(mask, answer.used)
+        if answer.status == "invalid":
+            claimed = mask.at_sizes(self.meaning.dims[2], self.meaning.dims[3])
+            self.witness = find_witness(self.meaning.keep, claimed, self.meaning, self.prover)
+            if self.witness is not None:
+                return self._refuted(mask, self.witness)
+            return self._proof(mask, Verdict.UNKNOWN, reason=f"it may differ from {mask}, but no counterexample was confirmed")
+        return self._proof(mask, Verdict.UNKNOWN, reason=answer.why)
+
+    def _rows(self, mask: Mask, used: tuple[Assumption, ...]) -> Proof:
+        """The last step: where it matters, every row must keep a key, shown by naming the key."""
+        if not self.meaning.needs_key:
+            return self._proof(mask, Verdict.PROVED, used)
+        s, total = self.meaning.dims[2], self.meaning.dims[3]
+        for key in (Q, t.ZERO, total - 1, Q + total - s):
+            kept = substitute(self.keep, {K: key}) & (key >= 0) & (key < total)
+            lemmas, lemma_used = scan_lemmas(kept, self.prover)
+            answer = self.prover.valid(kept, extra=lemmas)
+            if answer.status == "valid":
+                return self._proof(mask, Verdict.PROVED, (*used, *lemma_used, *answer.used))
+        drops = " or ".join(self.meaning.drops)
+        reason = f"it is {mask}, but a row may have no key left, and there {drops} does not mean blocked (the row is the mean of V, or NaN)"
+        return self._proof(mask, Verdict.UNKNOWN, reason=reason)
+
+    def _refuted(self, mask: Mask, witness: Witness) -> Proof:
+        says, other = ("allows", "blocks") if witness.allowed else ("blocks", "allows")
+        at = " ".join(f"{name}={value}" for name, value in witness.cell.items())
+        reason = f"not {mask}: at {at} the mask {says} what {mask} {other}"
+        return self._proof(mask, Verdict.REFUTED, reason=reason, witness=witness.cell)
+
+    def _proof(
+        self,
+        mask: Mask,
+        verdict: Verdict,
+        used: tuple[Assumption, ...] = (),
+        reason: str = "",
+        witness: dict[str, int] | None = None,
+    ) -> Proof:
+        proved = verdict is Verdict.PROVED
+        listed = tuple(dict.fromkeys((*self.used, *used))) if proved else self.prover.assumptions
+        text = reason or f"proved equal to {mask} at every index and size"
+        return Proof(mask, verdict, listed, witness or {}, text, self.prover.spent)
+
+
+def _cannot_wrap(obligation: Obligation) -> bool:
+    """64-bit sums of indices and sizes are far from the edge, whatever they are."""
+    if obligation.high < (1 << 63) - 1:
+        return False
+    coefficients, constant = t.linear(obligation.term)
+    plain = all(x.op == "var" for x in coefficients)
+    return plain and sum(map(abs, coefficients.values())) * UNBOUNDED + abs(constant) < 1 << 62
+
+

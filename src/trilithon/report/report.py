@@ -1,0 +1,135 @@
+"""The report: what was found at each attention site, and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trilithon.prove.verdict import Proof, Verdict
+from trilithon.spec.assumption import Assumption
+from trilithon.spec.bias import Bias
+from trilithon.spec.masks import Mask
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One attention call.
+
+    Attributes:
+        name: module path, e.g. "model.layers.0.self_attn".
+        kind: the op it exported as: "sdpa", "efficient", "flash", "cudnn", "decomposed", ...
+        verdict: only PROVED is rewritten.
+        mask, bias: what was proved, or None.
+        assumptions: what the proof rests on, each with its `source`.
+        witness: for REFUTED: indices and sizes where the mask differs from the nearest named one.
+        reason: one sentence.
+        formula: the lifted mask as text; "" if it could not be lifted.
+        where: the user's source line.
+        runs_on: the kernel that will serve it.
+        alternatives: other proved forms of this mask, under other assumptions.
+        heads: (query heads, key heads before repetition), when static.
+        solver_seconds: time in z3.
+    """
+
+    name: str
+    kind: str
+    verdict: Verdict
+    mask: Mask | None
+    assumptions: tuple[Assumption, ...]
+    witness: dict[str, int]
+    reason: str
+    formula: str = ""
+    where: str = ""
+    runs_on: str = ""
+    bias: Bias | None = None
+    alternatives: tuple[Proof, ...] = ()
+    heads: tuple[int, int] | None = None
+    solver_seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as `Report.to_json` writes it."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "verdict": self.verdict.value,
+            "mask": None if self.mask is None else str(self.mask),
+            "bias": None if self.bias is None else str(self.bias),
+            "assumptions": [{"text": a.text, "source": a.source, "table": a.table, "kind": a.kind} for a in self.assumptions],
+            "witness": self.witness,
+            "reason": self.reason,
+            "formula": self.formula,
+            "where": self.where,
+            "runs_on": self.runs_on,
+            "alternatives": [{"mask": str(p.mask), "assumptions": [str(a) for a in p.assumptions]} for p in self.alternatives],
+            "heads": self.heads,
+            "solver_seconds": self.solver_seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """What Trilithon found in one exported program, and what it did.
+
+    Attributes:
+        model: name of the model's class.
+        inputs: names of the inputs it was exported with.
+        route: how it was captured; `failures` are the routes tried before.
+        ranges: size symbol -> (lowest, highest or None).
+        sites: one entry an attention call, in graph order.
+        passes: pass name -> number of places rewritten.
+        seconds: stage -> seconds.
+        versions: package -> version.
+        notes: anything else worth a line.
+    """
+
+    model: str
+    inputs: tuple[str, ...]
+    route: str
+    sites: list[SiteReport]
+    failures: tuple[str, ...] = ()
+    ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    passes: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def guards(self) -> tuple[Assumption, ...]:
+        """What the run time checks before it takes the fast program."""
+        found = {a: None for s in self.sites if s.verdict is Verdict.PROVED for a in s.assumptions if a.source == "guard"}
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as `to_json` writes it."""
+        return {
+            "model": self.model,
+            "inputs": list(self.inputs),
+            "route": self.route,
+            "failures": list(self.failures),
+            "ranges": {name: list(bounds) for name, bounds in self.ranges.items()},
+            "sites": [site.to_dict() for site in self.sites],
+            "passes": self.passes,
+            "seconds": self.seconds,
+            "versions": self.versions,
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        from trilithon.report.text import report_text
+
+        return report_text(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report: `.json` as data, `.html` as one self-contained page, anything else as text."""
+        from trilithon.report.html import report_html
+
+        path = Path(path)
+        kinds = {".json": self.to_json, ".html": lambda: report_html(self)}
+        path.write_text(kinds.get(path.suffix, lambda: str(self))())
+        return path

@@ -1,0 +1,33 @@
+"""Remove what only dead masks used, and assertions that restate what the graph's metadata says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.fx import GraphModule
+
+from trilithon.passes import Outcome
+
+METADATA_ASSERT = torch.ops.aten._assert_tensor_metadata.default
+
+
+@dataclass(frozen=True)
+class EraseDeadMasks:
+    """Erase metadata assertions, then every node that nothing reads.
+
+        %gt = gt(%k, %q)                       (nothing: the attention that read %m takes no mask now)
+        _assert_tensor_metadata(%gt, ...)  =>
+        %m = where(%gt, 0, -inf)
+    """
+
+    name: ClassVar[str] = "erase-dead-masks"
+
+    def __call__(self, gm: GraphModule) -> Outcome:
+        before = len(gm.graph.nodes)
+        for node in list(gm.graph.nodes):
+            if node.target is METADATA_ASSERT:
+                gm.graph.erase_node(node)
+        gm.graph.eliminate_dead_code()
+        return Outcome(before - len(gm.graph.nodes))

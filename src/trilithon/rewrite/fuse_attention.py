@@ -1,0 +1,89 @@
+"""Every proved site becomes `trilithon::attention`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from trilithon.capture.sites import Site
+from trilithon.passes import Outcome
+from trilithon.rewrite.op import ATTENTION
+from trilithon.spec.masks import Causal, Mask, Padding, SlidingWindow, parts
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Proved:
+    """A site with the mask that was proved for it, and the factor on its scores."""
+
+    site: Site
+    mask: Mask
+    scale: float
+
+
+def why_not_canonical(mask: Mask) -> str | None:
+    """Why the canonical op cannot carry `mask`, or None."""
+    for part in parts(mask):
+        if isinstance(part, (Causal, SlidingWindow)) and part.align != "upper_left":
+            return f"{part} aligns by lengths; the canonical op aligns by positions"
+        if not isinstance(part, (Causal, SlidingWindow, Padding)):
+            return f"no kernel takes {part}"
+    return None
+
+
+@dataclass(frozen=True)
+class FuseAttention:
+    """Replace proved attention calls.
+
+        %mask = ...                                            %o = trilithon.attention(%q, %k, %v, "causal", 0.125)
+        %o = scaled_dot_product_attention(%q, %k, %v, %mask)  =>
+
+    `nodes` maps the nodes that the sites name to those of the graph at hand.
+    """
+
+    sites: tuple[Proved, ...]
+    nodes: Mapping[Node, Node]
+    name: ClassVar[str] = "fuse-attention"
+
+    def __call__(self, gm: GraphModule) -> Outcome:
+        key_masks: dict[str, Node] = {}
+        for proved in self.sites:
+            self._replace(gm, proved, key_masks)
+        return Outcome(len(self.sites))
+
+    def _replace(self, gm: GraphModule, proved: Proved, key_masks: dict[str, Node]) -> None:
+        site, old = proved.site, self.nodes[proved.site.output]
+        q, k, v = (self.nodes[n] for n in (site.q, site.k, site.v))
+        padding = next((p for p in parts(proved.mask) if isinstance(p, Padding)), None)
+        key_mask = _key_mask(gm, padding, key_masks) if padding is not None else None
+        with gm.graph.inserting_before(old):
+            if site.kind == "decomposed":
+                plain = gm.graph.call_function(aten.transpose.int, (k, 2, 3))
+                plain.meta = {**k.meta, "val": k.meta["val"].transpose(2, 3)}
+                k = plain
+            args = (q, k, v, str(proved.mask), proved.scale, None, key_mask)
+            node = gm.graph.call_function(ATTENTION, args)
+        node.meta = dict(old.meta)
+        old.replace_all_uses_with(node)
+
+
+def _key_mask(gm: GraphModule, padding: Padding, made: dict[str, Node]) -> Node:
+    """A bool `[b t]` tensor of the padding's table, made once at the head of the graph."""
+    if padding.table not in made:
+        table = next(n for n in gm.graph.nodes if n.op == "placeholder" and n.name == padding.table)
+        if padding.sort == "bool":
+            made[padding.table] = table
+        else:
+            last = [n for n in gm.graph.nodes if n.op == "placeholder"][-1]
+            with gm.graph.inserting_after(last):
+                node = gm.graph.call_function(aten.ne.Scalar, (table, 0))
+            node.meta["val"] = table.meta["val"] != 0
+            made[padding.table] = node
+    return made[padding.table]
+
+

@@ -1,0 +1,233 @@
+"""The token loop against transformers' own `generate`, token by token, over a decoder without tricks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, TextStreamer
+
+from trilithon.errors import CapacityExceeded, InputError
+from trilithon.runtime.generate import generate, stream
+
+VOCABULARY = 61
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A step of so small a model takes microseconds; waking a second thread that is busy elsewhere takes milliseconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.6,  # large, so that the tokens vary
+        bos_token_id=None,
+        eos_token_id=None,
+        attn_implementation="eager",
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+class RecomputingDecoder:
+    """The protocol by one full forward a step; its logits buffer is overwritten, as compiled decoders may do."""
+
+    def __init__(self, model: LlamaForCausalLM, cache_tokens: int = 64) -> None:
+        self.model, self.cache_tokens, self.device = model, cache_tokens, torch.device("cpu")
+        self.decode_calls = 0
+        self.buffer = torch.empty(0)
+
+    def prefill(self, input_ids: Tensor, pad: Tensor) -> Tensor:
+        assert pad.dtype == torch.int64 and pad.shape == (len(input_ids),)
+        self.ids, self.pad = input_ids, pad
+        self.buffer = torch.empty(len(input_ids), VOCABULARY)
+        return self.logits()
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        assert tokens.dtype == torch.int64 and tokens.shape == self.pad.shape
+        self.decode_calls += 1
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)
+        assert self.ids.shape[1] <= self.cache_tokens
+        return self.logits()
+
+    def logits(self) -> Tensor:
+        places = torch.arange(self.ids.shape[1]) - self.pad[:, None]
+        out = self.model(self.ids, attention_mask=(places >= 0).long(), position_ids=places.clamp(min=0), use_cache=False)
+        return self.buffer.copy_(out.logits[:, -1])
+
+
+@pytest.fixture
+def decoder(model: LlamaForCausalLM) -> RecomputingDecoder:
+    return RecomputingDecoder(model)
+
+
+def prompts(rows: int, tokens: int, seed: int = 0) -> Tensor:
+    return torch.randint(3, VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def padded_batch() -> dict[str, Tensor]:
+    """Three prompts of 9, 5 and 2 tokens, left padded with 0."""
+    mask = (torch.arange(9) >= torch.tensor([0, 4, 7])[:, None]).long()
+    return {"input_ids": prompts(3, 9, seed=1) * mask, "attention_mask": mask}
+
+
+def eos_that_stops_rows_apart(decoder: RecomputingDecoder, batch: dict[str, Tensor]) -> list[int]:
+    """A token from the middle of each row, so that the rows finish in different steps."""
+    free = generate(decoder, **batch, max_new_tokens=24)[:, 9:]
+    return [int(free[0, 3]), int(free[1, 10]), int(free[2, 17])]
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "default_is_20_tokens": {},
+    "one_token": {"max_new_tokens": 1},
+    "greedy": {"max_new_tokens": 25},
+    "max_length": {"max_length": 30},
+    "repetition_penalty": {"max_new_tokens": 25, "repetition_penalty": 1.4},
+    "sample": {"max_new_tokens": 25, "do_sample": True},
+    "sample_all": {
+        "max_new_tokens": 25,
+        "do_sample": True,
+        "temperature": 1.3,
+        "top_k": 12,
+        "top_p": 0.85,
+        "repetition_penalty": 1.1,
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+@pytest.mark.parametrize("padded", [False, True], ids=["one_row", "padded_batch"])
+def test_tokens_are_hugging_faces(
+    model: LlamaForCausalLM, decoder: RecomputingDecoder, request_: dict[str, Any], padded: bool
+) -> None:
+    batch = padded_batch() if padded else {"input_ids": prompts(1, 7)}
+    torch.manual_seed(7)
+    theirs = model.generate(**batch, **request_, pad_token_id=0)
+    torch.manual_seed(7)
+    ours = generate(decoder, **batch, **request_, pad_token_id=0)
+    assert ours.dtype == torch.int64
+    assert torch.equal(ours, theirs)
+    assert decoder.decode_calls == ours.shape[1] - batch["input_ids"].shape[1] - 1
+
+
+def test_attention_mask_is_read_off_the_pad_token_as_hugging_face_does(
+    model: LlamaForCausalLM, decoder: RecomputingDecoder
+) -> None:
+    ids = padded_batch()["input_ids"]
+    theirs = model.generate(ids, max_new_tokens=10, pad_token_id=0)
+    assert torch.equal(generate(decoder, ids, max_new_tokens=10, pad_token_id=0), theirs)
+    assert not torch.equal(generate(decoder, ids, max_new_tokens=10), theirs)
+
+
+@pytest.mark.parametrize("pad_token_id", [None, 0])
+def test_finished_rows_are_filled_and_the_batch_stops_early(
+    model: LlamaForCausalLM, decoder: RecomputingDecoder, pad_token_id: int | None
+) -> None:
+    batch = padded_batch()
+    eos = eos_that_stops_rows_apart(decoder, batch)
+    theirs = model.generate(**batch, max_new_tokens=40, eos_token_id=eos, pad_token_id=pad_token_id)
+    ours = generate(decoder, **batch, max_new_tokens=40, eos_token_id=eos, pad_token_id=pad_token_id)
+    assert torch.equal(ours, theirs)
+    new = ours.shape[1] - 9
+    assert 3 < new < 40, "the rows must finish, and not all at once"
+    assert bool((ours[:, -1] == (eos[0] if pad_token_id is None else pad_token_id)).any()), "a row must have been filled"
+
+
+@pytest.mark.parametrize("step", range(1, 20))
+def test_checking_eos_seldom_returns_what_checking_each_step_returns(
+    model: LlamaForCausalLM, decoder: RecomputingDecoder, step: int
+) -> None:
+    ids = prompts(1, 4, seed=3)
+    eos = int(generate(decoder, ids, max_new_tokens=20)[0, 3 + step])
+    theirs = model.generate(ids, max_new_tokens=20, eos_token_id=eos, pad_token_id=0)
+    decoder.decode_calls = 0
+    assert torch.equal(generate(decoder, ids, max_new_tokens=20, eos_token_id=eos, pad_token_id=0), theirs)
+    assert decoder.decode_calls < theirs.shape[1] - 4 + 8
+    joined = torch.stack(list(stream(decoder, ids, max_new_tokens=20, eos_token_id=eos, pad_token_id=0)), 1)
+    assert torch.equal(joined, theirs[:, 4:])
+
+
+def test_sampling_repeats_with_a_seed_and_returns_several_sequences(
+    model: LlamaForCausalLM, decoder: RecomputingDecoder
+) -> None:
+    batch = padded_batch()
+    torch.manual_seed(11)
+    theirs = model.generate(**batch, max_new_tokens=8, do_sample=True, num_return_sequences=3, pad_token_id=0)
+    ours = generate(decoder, **batch, max_new_tokens=8, do_sample=True, num_return_sequences=3, seed=11)
+    again = generate(
+        decoder,
+        **batch,
+        max_new_tokens=8,
+        do_sample=True,
+        num_return_sequences=3,
+        generator=torch.Generator().manual_seed(11),
+    )
+    other = generate(decoder, **batch, max_new_tokens=8, do_sample=True, num_return_sequences=3, seed=12)
+    assert torch.equal(ours, theirs) and torch.equal(ours, again) and not torch.equal(ours, other)
+
+
+def test_integer_ids_of_any_width_are_taken(decoder: RecomputingDecoder) -> None:
+    ids = prompts(1, 5)
+    wide = generate(decoder, ids, max_new_tokens=3)
+    assert torch.equal(generate(decoder, ids.to(torch.int32), max_new_tokens=3), wide)
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.got: list[list[Any]] = []
+        self.ended = False
+
+    def put(self, value: Tensor, /) -> None:
+        self.got.append(value.tolist())
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_streamer_gets_what_hugging_face_gives_it(model: LlamaForCausalLM, decoder: RecomputingDecoder) -> None:
+    ids = prompts(1, 4, seed=3)
+    eos = int(generate(decoder, ids, max_new_tokens=20)[0, 3 + 10])
+    ours, theirs = Recorder(), Recorder()
+    generate(decoder, ids, max_new_tokens=20, eos_token_id=eos, streamer=ours)
+    model.generate(ids, max_new_tokens=20, eos_token_id=eos, pad_token_id=eos, streamer=theirs)
+    assert ours.got == theirs.got and ours.ended and theirs.ended
+
+
+def test_text_streamer_of_transformers_works(decoder: RecomputingDecoder, capsys: pytest.CaptureFixture[str]) -> None:
+    class Numbers:
+        def decode(self, tokens: list[int]) -> str:
+            return " ".join(str(t) for t in tokens)
+
+    ids = prompts(1, 4)
+    out = generate(decoder, ids, max_new_tokens=5, streamer=TextStreamer(Numbers()))  # type: ignore[arg-type]
+    assert capsys.readouterr().out.split() == [str(t) for t in out[0].tolist()]
+
+
+def test_stream_checks_its_arguments_at_the_call(decoder: RecomputingDecoder) -> None:
+    with pytest.raises(InputError, match="max_new_tokens"):
+        stream(decoder, prompts(1, 4), max_new_tokens=0)
+
+
+def test_stream_yields_each_step_of_a_batch(decoder: RecomputingDecoder) -> None:
+    batch = padded_batch()
+    steps = list(stream(decoder, **batch, max_new_tokens=6))  # type: ignore[misc]
+    assert torch.equal(torch.stack(steps, 1), generate(decoder, **batch, max_new_tokens=6)[:, 9:])
+
+
+def test_default_length_is_cut_to_the_cache(model: LlamaForCausalLM) -> None:
+    assert generate(RecomputingDecoder(model, cache_tokens=12), prompts(1, 5)).shape == (1, 12)
