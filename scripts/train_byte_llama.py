@@ -1,7 +1,7 @@
 """Train byte-llama, the small real checkpoint that ships with Trilithon, on text that ships with Python.
 
 Text: the prose paragraphs of `pydoc_data.topics` (the language reference), of Python's license file, and of the
-public docstrings of the standard library. Source files are parsed, never imported, and read in sorted order, so one
+module docstrings of the standard library. Source files are parsed, never imported, and read in sorted order, so one
 Python version always gives one corpus. Paragraphs of code, grammar and tables are left out, lines are unwrapped and
 the quotes around single words are dropped, so that a plain prompt continues in plain English.
 
@@ -32,8 +32,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 BOS, EOS, PAD = 256, 257, 258
 SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "distutils", "tkinter", "turtledemo"}
 PROMPTS = ("The for statement is used to", "A class definition is", "Return the number of")
-BATCH_TOKENS = 2048
-PEAK_RATE = 4e-3
+BATCH_TOKENS = 1024
+PEAK_RATE = 3e-3
 # Most steps see short windows, which are cheap; the last fifth sees the full context, so that every position is trained.
 SHORT_TOKENS, FULL_TOKENS, SHORT_SHARE = 128, 1024, 0.8
 
@@ -74,29 +74,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def documents() -> Iterator[str]:
-    """Every document of the corpus, as prose, in a fixed order."""
+def documents() -> Iterator[list[str]]:
+    """The paragraphs of every document, in a fixed order."""
     for _, topic in sorted(pydoc_data.topics.topics.items()):
         yield prose(topic)
     stdlib = Path(sysconfig.get_path("stdlib"))
     yield prose((stdlib / "LICENSE.txt").read_text(encoding="utf-8"))
     for path in sorted(stdlib.rglob("*.py")):
         if SKIPPED_FOLDERS.isdisjoint(path.relative_to(stdlib).parts):
-            yield from docstrings(path)
+            yield prose(ast.get_docstring(ast.parse(path.read_bytes())) or "")
 
 
-def docstrings(path: Path) -> Iterator[str]:
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, documented) and not getattr(node, "name", "").startswith("_"):
-            yield prose(ast.get_docstring(node) or "")
-
-
-def prose(text: str) -> str:
+def prose(text: str) -> list[str]:
     """The paragraphs of `text` that read as English sentences, each on one line."""
     paragraphs = (" ".join(lines.split()) for lines in re.split(r"\n\s*\n", text))
-    kept = (paragraph for paragraph in paragraphs if is_prose(paragraph))
-    return "\n\n".join(re.sub(r"[\"“'`*]+([\w.]+)[\"”'`*]+", r"\1", paragraph) for paragraph in kept)
+    return [re.sub(r"[\"“'`*]+([\w.]+)[\"”'`*]+", r"\1", paragraph) for paragraph in paragraphs if is_prose(paragraph)]
 
 
 def is_prose(paragraph: str) -> bool:
@@ -107,13 +99,16 @@ def is_prose(paragraph: str) -> bool:
 
 
 def corpus() -> tuple[Tensor, Tensor]:
-    """Training and held-out tokens; every twentieth document is held out, and repeated documents are dropped."""
-    unique = [text for text in dict.fromkeys(documents()) if text]
+    """Training and held-out tokens; every twentieth document is held out, and a paragraph counts once."""
+    seen: set[str] = set()
     streams: tuple[list[int], list[int]] = ([], [])
-    for index, text in enumerate(unique):
-        streams[index % 20 == 19].extend([BOS, *text.encode(), EOS])
+    for index, paragraphs in enumerate(documents()):
+        new = [paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen]
+        seen.update(new)
+        if new:
+            streams[index % 20 == 19].extend([BOS, *"\n\n".join(new).encode(), EOS])
     train, held_out = (torch.tensor(stream) for stream in streams)
-    print(f"{len(unique)} documents, {len(train):,} training tokens, {len(held_out):,} held out")
+    print(f"{len(train):,} training tokens, {len(held_out):,} held out")
     return train, held_out
 
 
@@ -154,7 +149,7 @@ def train(model: LlamaForCausalLM, stream: Tensor, steps: int, seed: int) -> Non
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 100 == 0:
+        if step % 200 == 0:
             print(f"step {step:5d}  loss {loss.item():.3f} nats/byte  {time.monotonic() - began:5.0f} s", flush=True)
 
 
@@ -167,7 +162,7 @@ def sample(model: LlamaForCausalLM, text: PreTrainedTokenizerFast, prompt: str) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()

@@ -63,7 +63,7 @@ def lifted(program: ExportedProgram, node: torch.fx.Node, tables: Tables, shape:
     env: dict[str, Tensor | int] = {
         f"i{d}": torch.arange(n).view([-1 if axis == d else 1 for axis in range(len(shape))]) for d, n in enumerate(shape)
     }
-    read = {node.name: value for node, value in lifter.data.items()}
+    read = dict(lifter.data)
     names = [n.name for n in program.graph.nodes if n.op == "placeholder" and n.name not in lifter.targets]
     for name, table in zip(names, tables.values(), strict=True):
         read[name] = table

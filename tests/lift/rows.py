@@ -114,7 +114,7 @@ INDEX: dict[str, Function] = {
     "index_pair": lambda i: i.cube[:, i.up[:2] % 3, i.up[:2]],
     "index_apart": lambda i: i.cube[i.up[:3] % 2, :, i.up[:3]],
     "index_broadcasts": lambda i: i.a[i.up[:, None], torch.tensor([2, 0])],
-    "index_zero_dim": lambda i: i.a[i.up[0]],
+    "index_zero_dim": lambda i: aten.index.Tensor(i.a, [i.up[0]]),
     "index_bool_mask": lambda i: i.m[torch.arange(4)[:, None], torch.arange(i.m.shape[1])],
     "gather": lambda i: i.a.gather(0, i.pick),
     "gather_last": lambda i: i.a.gather(-1, i.pick % 3),
@@ -176,9 +176,23 @@ SCAN: dict[str, Function] = {
     "all_middle": lambda i: i.cubem.all(1),
 }
 
+# Exporting at dynamic sizes is slow, so of the pointwise ops only those stand here that use a size or broadcast.
+POINTWISE = {
+    "eq_ints",
+    "lt_int_size",
+    "where_broadcasts",
+    "tril",
+    "tril_symbolic",
+    "triu",
+    "add",
+    "add_size",
+    "sub",
+    "floor_divide_size",
+}
 FIXED = {
     *("lift_fresh_copy", "index_select", "index_bool_mask", "embedding", "gather", "slice_far", "view_uneven", "view_mixed"),
     *("copy", "roll"),
+    *(name for name in LOGIC | COMPARE | ARITHMETIC if name not in POINTWISE),
 }
 ALL = IDENTITY | CREATE | SHAPE | LOGIC | COMPARE | ARITHMETIC | INDEX | SCAN
 STATIC = {name: f for name, f in ALL.items() if name in FIXED}

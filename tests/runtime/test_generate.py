@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, TextStreamer
 
-from trilithon.errors import CapacityExceeded, InputError
+from trilithon.errors import InputError
 from trilithon.runtime.generate import generate, stream
 
 VOCABULARY = 61
@@ -134,6 +135,20 @@ def test_attention_mask_is_read_off_the_pad_token_as_hugging_face_does(
     assert not torch.equal(generate(decoder, ids, max_new_tokens=10), theirs)
 
 
+def test_pad_token_that_is_eos_too_is_no_padding_in_a_prompt(model: LlamaForCausalLM, decoder: RecomputingDecoder) -> None:
+    ids = torch.tensor([[5, 7, 5, 9]])
+    theirs = model.generate(ids, max_new_tokens=10, pad_token_id=5, eos_token_id=5)
+    assert torch.equal(generate(decoder, ids, max_new_tokens=10, pad_token_id=5, eos_token_id=5), theirs)
+
+
+def test_padding_is_not_penalised_as_a_repetition(model: LlamaForCausalLM, decoder: RecomputingDecoder) -> None:
+    batch = padded_batch()
+    chosen = generate(decoder, **batch, max_new_tokens=1)[:, -1:]
+    batch["input_ids"] = torch.where(batch["attention_mask"] == 1, batch["input_ids"], chosen)
+    theirs = model.generate(**batch, max_new_tokens=10, repetition_penalty=5.0, pad_token_id=0)
+    assert torch.equal(generate(decoder, **batch, max_new_tokens=10, repetition_penalty=5.0), theirs)
+
+
 @pytest.mark.parametrize("pad_token_id", [None, 0])
 def test_finished_rows_are_filled_and_the_batch_stops_early(
     model: LlamaForCausalLM, decoder: RecomputingDecoder, pad_token_id: int | None
@@ -187,6 +202,49 @@ def test_integer_ids_of_any_width_are_taken(decoder: RecomputingDecoder) -> None
     assert torch.equal(generate(decoder, ids.to(torch.int32), max_new_tokens=3), wide)
 
 
+class HostReads(TorchDispatchMode):
+    """Counts the reads of a tensor's value on the host: on a GPU each waits for everything queued before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+class CyclingDecoder:
+    """Token t is followed by t + 1; nothing else happens, so that all host reads are the loop's."""
+
+    cache_tokens, device = 64, torch.device("cpu")
+
+    def prefill(self, input_ids: Tensor, pad: Tensor) -> Tensor:
+        return self.decode(input_ids[:, -1])
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return -(torch.arange(VOCABULARY) - (tokens[:, None] + 1) % VOCABULARY).abs().float()
+
+
+@pytest.mark.parametrize("request_", [{}, {"repetition_penalty": 1.1}, {"do_sample": True, "top_p": 0.9}], ids=str)
+def test_host_reads_no_value_in_the_loop_without_eos(request_: dict[str, Any]) -> None:
+    counts = []
+    for new in (1, 30):
+        with HostReads() as reads:
+            generate(CyclingDecoder(), prompts(2, 5), max_new_tokens=new, **request_)
+        counts.append(reads.count)
+    assert counts[0] == counts[1], "a read for each token"
+
+
+def test_host_reads_a_flag_every_eighth_step_with_eos() -> None:
+    counts = []
+    for new in (7, 8, 31):
+        with HostReads() as reads:
+            generate(CyclingDecoder(), torch.tensor([[3]]), max_new_tokens=new, eos_token_id=60)
+        counts.append(reads.count)
+    assert [count - counts[0] for count in counts] == [0, 1, 3]
+
+
 class Recorder:
     def __init__(self) -> None:
         self.got: list[list[Any]] = []
@@ -214,7 +272,7 @@ def test_text_streamer_of_transformers_works(decoder: RecomputingDecoder, capsys
             return " ".join(str(t) for t in tokens)
 
     ids = prompts(1, 4)
-    out = generate(decoder, ids, max_new_tokens=5, streamer=TextStreamer(Numbers()))  # type: ignore[arg-type]
+    out = generate(decoder, ids, max_new_tokens=5, streamer=TextStreamer(Numbers()))
     assert capsys.readouterr().out.split() == [str(t) for t in out[0].tolist()]
 
 
@@ -225,7 +283,7 @@ def test_stream_checks_its_arguments_at_the_call(decoder: RecomputingDecoder) ->
 
 def test_stream_yields_each_step_of_a_batch(decoder: RecomputingDecoder) -> None:
     batch = padded_batch()
-    steps = list(stream(decoder, **batch, max_new_tokens=6))  # type: ignore[misc]
+    steps = list(stream(decoder, **batch, max_new_tokens=6))
     assert torch.equal(torch.stack(steps, 1), generate(decoder, **batch, max_new_tokens=6)[:, 9:])
 
 

@@ -143,7 +143,7 @@ class NeverCalled:
     def prefill(self, input_ids: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
         raise AssertionError("a refused call must not reach the model")
 
-    decode = prefill  # type: ignore[assignment]
+    decode = prefill
 
 
 def test_streamer_of_several_rows_is_refused() -> None:

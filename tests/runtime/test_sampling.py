@@ -117,7 +117,7 @@ REFUSALS = {
 def test_value_out_of_range_is_refused(name: str) -> None:
     value, what, todo = REFUSALS[name]
     with pytest.raises(InputError) as caught:
-        Sampling(do_sample=True, **{name: value})  # type: ignore[arg-type]
+        Sampling(do_sample=True, **{name: value})
     assert what in caught.value.what and todo in caught.value.todo and "outside its range" in caught.value.why
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -138,7 +137,7 @@ class Table:
         return "\n\n".join(block for block in blocks if block) + "\n"
 
     def to_rich(self) -> RichTable:
-        """The same for a terminal: `rich.print(table.to_rich())`."""
+        """The same for a terminal of 80 characters: `rich.print(table.to_rich())`."""
         caption = escape("\n".join((*self.remarks(), *self.footing())))
         table = RichTable(
             title=escape(self.title()),
@@ -146,17 +145,20 @@ class Table:
             caption_justify="left",
             caption_style="dim",
             box=SIMPLE_HEAD,
+            show_edge=False,
             padding=(0, 1, 0, 0),
         )
-        table.add_column("", overflow="fold")
-        for heading in _CELLS[1:]:
-            table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column("")
+        for heading in _CELLS[1:_NARROW]:
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in self.rows:
-            table.add_row(*(escape(cell) for cell in _cells(row)), style="red" if row.error else "")
+            name, *numbers = (escape(cell) for cell in _cells(row)[:_NARROW])
+            table.add_row(f"{name}\n[dim]{_second_line(row)}[/]", *numbers, style="red" if row.error else "")
         return table
 
 
 _CELLS = ["", "median", "min", "max", "vs first", "tokens/s", "vs floor", "peak", "same tokens", "first result"]
+_NARROW = 7  # columns of a terminal table: it must fit 80 characters
 
 
 def _cells(row: Row) -> list[str]:
@@ -177,10 +179,16 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
+def _second_line(row: Row) -> str:
+    peak = "" if row.peak_bytes is None else f"peak {row.peak_bytes / 1e9:.2f} GB"
+    same = {None: "", True: "same tokens", False: "tokens differ"}[row.tokens_equal_baseline]
+    return ", ".join(part for part in (peak, same) if part)
+
+
 def show_seconds(seconds: float) -> str:
     """Three digits with a unit that suits: 367 ms, 1.53 s."""
     number, unit = (seconds, "s") if seconds >= 0.9995 else (seconds * 1e3, "ms")
-    return f"{number:.{max(0, 2 - math.floor(math.log10(max(number, 0.01))))}f} {unit}"
+    return f"{number:.0f} {unit}" if number >= 99.95 else f"{number:#.3g} {unit}"
 
 
 def _times(ratio: float | None) -> str:

@@ -272,3 +272,10 @@ def example_for(model: nn.Module, inputs: tuple[str, ...], max_batch: int = 64) 
     if is_causal_lm(model):
         example["use_cache"], shapes["use_cache"] = False, None
     return example, shapes
+
+
+def generation_defaults(model: object) -> dict[str, Any]:
+    """The model's own `eos_token_id` and `pad_token_id`, for `generate`."""
+    config = getattr(model, "generation_config", None) if is_hf(model) else None
+    names = ("eos_token_id", "pad_token_id")
+    return {name: value for name in names if (value := getattr(config, name, None)) is not None}

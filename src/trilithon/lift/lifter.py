@@ -75,7 +75,7 @@ class Lifter:
         if node.op != "call_function" or node.target not in HANDLERS:
             raise self._refuse(node, f"{node.target} has no handler, so what this mask allows is not known")
         call = Call(node, shape, dtype, self.obligations)
-        lifted = HANDLERS[node.target](call, **self._arguments(call))  # type: ignore[index]
+        lifted = HANDLERS[node.target](call, **self._arguments(call))
         return SymTensor(shape, dtype, lifted.element)
 
     def _table(self, name: str, shape: Idx, dtype: torch.dtype) -> SymTensor:

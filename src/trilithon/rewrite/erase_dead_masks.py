@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from trilithon.passes import Outcome
 
@@ -29,5 +29,13 @@ class EraseDeadMasks:
         for node in list(gm.graph.nodes):
             if node.target is METADATA_ASSERT:
                 gm.graph.erase_node(node)
-        gm.graph.eliminate_dead_code()
+        gm.graph.eliminate_dead_code(_has_effect)
         return Outcome(before - len(gm.graph.nodes))
+
+
+def _has_effect(node: Node) -> bool:
+    """Must stay although nothing reads it. A random op has no effect here: unused attention counts as one (dropout)."""
+    if node.op in ("placeholder", "output"):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or schema.is_mutable or not schema.returns

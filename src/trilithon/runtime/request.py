@@ -86,18 +86,12 @@ def make_request(
     _refuse_unknown(unknown)
     _check_ids(input_ids, device)
     eos = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
-    filler = None if pad_token_id in eos else pad_token_id
-    sampling = Sampling(
-        do_sample=do_sample,
-        temperature=1.0 if temperature is None else temperature,
-        top_k=top_k or 0,
-        top_p=1.0 if top_p is None else top_p,
-        repetition_penalty=1.0 if repetition_penalty is None else repetition_penalty,
-    )
+    filler = None if pad_token_id in eos else pad_token_id  # Hugging Face's rule for reading a mask off the ids
+    sampling = _sampling(do_sample, temperature, top_k, top_p, repetition_penalty)
     copies = _count_copies(num_return_sequences, sampling)
     return Request(
         input_ids=input_ids.long().repeat_interleave(copies, 0),
-        pad=_left_padding(attention_mask, input_ids, filler).to(device).repeat_interleave(copies, 0),
+        pad=_left_padding(attention_mask, input_ids, filler).repeat_interleave(copies, 0),
         new_tokens=_count_new_tokens(input_ids.shape[1], cache_tokens, max_new_tokens, max_length),
         eos=torch.tensor(eos, device=device) if eos else None,
         pad_token_id=eos[0] if pad_token_id is None and eos else pad_token_id,
@@ -164,16 +158,29 @@ def _same_device(a: torch.device, b: torch.device) -> bool:
     return a.type == b.type and (a.index is None or b.index is None or a.index == b.index)
 
 
+def _sampling(
+    do_sample: bool, temperature: float | None, top_k: int | None, top_p: float | None, repetition_penalty: float | None
+) -> Sampling:
+    """Hugging Face's None switches a setting off."""
+    return Sampling(
+        do_sample=do_sample,
+        temperature=1.0 if temperature is None else temperature,
+        top_k=0 if top_k is None else top_k,
+        top_p=1.0 if top_p is None else top_p,
+        repetition_penalty=1.0 if repetition_penalty is None else repetition_penalty,
+    )
+
+
 def _left_padding(mask: Tensor | None, input_ids: Tensor, filler: int | None) -> Tensor:
-    """Number of left padding tokens a row, `[b]` int64 on the CPU; a mask of any other form is refused.
+    """Number of left padding tokens a row, `[b]` int64 on the device of the ids; a mask of any other form is refused.
 
     Without a mask, tokens that equal `filler` are padding; None = no token is.
     """
     rows, tokens = input_ids.shape
-    if mask is None and filler is None:
-        return torch.zeros(rows, dtype=torch.int64)
     source = "attention_mask"
     if mask is None:
+        if filler is None:
+            return torch.zeros(rows, dtype=torch.int64, device=input_ids.device)
         mask, source = input_ids.ne(filler), f"the mask read off input_ids where pad_token_id={filler}"
     if mask.shape != input_ids.shape:
         raise InputError(
@@ -194,7 +201,7 @@ def _left_padding(mask: Tensor | None, input_ids: Tensor, filler: int | None) ->
     if bool(wrong.any()):
         row = int(wrong.int().argmax())
         raise _not_left_padding(padding[row], row, source)
-    return count
+    return count.to(input_ids.device)
 
 
 def _not_left_padding(padding: Tensor, row: int, source: str) -> InputError:

@@ -25,13 +25,13 @@ def lower_native(gm: GraphModule) -> GraphModule:
 
 
 def _lower(gm: GraphModule, node: Node, masks: dict[tuple[Any, ...], Node]) -> None:
-    args = [*node.args, None, None][:7]
+    args: list[Any] = [*node.args, None, None][:7]
     q, k, v, mask, scale, q_start, key_mask = args
     with gm.graph.inserting_before(node):
         allowed = None
         if mask not in NO_TENSOR or q_start is not None:
-            shape = (str(q.meta["val"].shape[2]), str(k.meta["val"].shape[2]))  # type: ignore[union-attr]
-            key = (mask, q_start, key_mask, shape)
+            lengths = [str(x.meta["val"].shape[2]) for x in (q, k)] if q_start is None else []  # all caches are of one length
+            key = (mask, q_start, key_mask, *lengths)
             if key not in masks:
                 masks[key] = gm.graph.call_function(dense_mask, (mask, q, k, q_start, key_mask))
             allowed = masks[key]

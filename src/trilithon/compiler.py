@@ -1,0 +1,246 @@
+"""The main path: capture, lift and prove, rewrite, lower. Only the order of the stages; the work is theirs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from trilithon.capture import hf
+from trilithon.capture.export import Captured, capture
+from trilithon.errors import CannotCache, InputError
+from trilithon.lower.backend import lower_module, resolve_backend
+from trilithon.options import Options
+from trilithon.prove.program import Examined, examine_program, proves, size_ranges
+from trilithon.report.build import site_report, versions
+from trilithon.report.report import Report
+from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
+from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
+from trilithon.rewrite.pipeline import rewrite
+from trilithon.rewrite.unlift import input_names, unlift
+from trilithon.runtime.compiled import Compiled
+from trilithon.runtime.decoder import CachedDecoder, CachedModules
+from trilithon.runtime.program import Program
+from trilithon.runtime.verify import verify_decoder, verify_program
+from trilithon.spec.assumption import Assumption
+
+Example = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One captured call of a model, with what was found in it."""
+
+    captured: Captured
+    examined: list[Examined]
+    report: Report
+
+    @property
+    def proved(self) -> tuple[Proved, ...]:
+        """The sites that the canonical op can carry."""
+        return tuple(
+            Proved(e.site, e.proof.mask, e.meaning.scale)
+            for e in self.examined
+            if e.is_proved and e.proof is not None and e.meaning is not None and why_not_canonical(e.proof.mask) is None
+        )
+
+    @property
+    def guards(self) -> tuple[Assumption, ...]:
+        """What must hold at run time for the rewritten sites to be right."""
+        names = {p.site.name for p in self.proved}
+        return tuple(
+            dict.fromkeys(a for s in self.report.sites if s.name in names for a in s.assumptions if a.source in ("guard", "declared"))
+        )
+
+
+def analyse(
+    model: nn.Module | ExportedProgram,
+    example: Example | None,
+    dynamic_shapes: Any,
+    assume: tuple[Assumption, ...],
+    options: Options,
+) -> Analysis:
+    """Capture one call, then lift and prove each mask."""
+    captured = capture(model, example, dynamic_shapes)
+    started = time.perf_counter()
+    examined = examine_program(captured.program, assume, options.solver_seconds)
+    report = Report(
+        model=type(model).__name__,
+        inputs=input_names(captured.program),
+        route=captured.route,
+        failures=captured.failures,
+        ranges=size_ranges(captured.program),
+        sites=[site_report(e) for e in examined],
+        seconds={"capture": captured.seconds, "prove": time.perf_counter() - started},
+        versions=versions(),
+    )
+    return Analysis(captured, examined, report)
+
+
+def explain(
+    model: str | nn.Module | ExportedProgram,
+    example_kwargs: Example | None = None,
+    dynamic_shapes: Any = None,
+    assume: tuple[Assumption, ...] = (),
+    options: Options = Options(),  # noqa: B008 (frozen)
+) -> Report:
+    """Say what every attention mask of a model means, with proof, and what it could run on.
+
+    Args:
+        model: a module, an exported program, or the name of a preset, folder or hub id (then no weights are loaded).
+        example_kwargs: keyword arguments of one call; a Hugging Face model has a default.
+        dynamic_shapes: as torch.export takes them; default: every axis that export can leave dynamic.
+        assume: declared facts about inputs, e.g. `[trilithon.position_ids.consecutive()]`.
+        options: solver budget.
+
+    Raises:
+        InputError, CaptureError: the model or the example cannot be captured.
+    """
+    if isinstance(model, str):
+        model = hf.load_model(model, device="meta")
+    example, shapes = _example(model, example_kwargs, dynamic_shapes)
+    return analyse(model, example, shapes, tuple(assume), options).report
+
+
+def lower(
+    program: ExportedProgram, assume: tuple[Assumption, ...] = (), options: Options = Options()  # noqa: B008
+) -> ExportedProgram:
+    """Rewrite every proved attention of an exported program to `trilithon::attention`.
+
+    The result is right wherever the guards of its report hold: see `explain(program).guards`.
+
+    Args:
+        program: as torch.export gives it.
+        assume: declared facts about inputs.
+        options: solver budget.
+    """
+    analysis = analyse(program, None, None, tuple(assume), options)
+    return rewrite(analysis.captured.program, analysis.proved, proves)[0]
+
+
+def compile(
+    model: str | nn.Module | ExportedProgram,
+    example_kwargs: Example | None = None,
+    *,
+    max_tokens: int = 4096,
+    backend: str = "auto",
+    dynamic_shapes: Any = None,
+    assume: tuple[Assumption, ...] = (),
+    options: Options = Options(),  # noqa: B008 (frozen)
+) -> Compiled:
+    """Compile a model: prove its masks, rewrite its attention, insert a static KV cache, lower it.
+
+    Args:
+        model: a module in eval mode, an exported program, or the name of a preset, folder or hub id.
+        example_kwargs: keyword arguments of one call; a Hugging Face model has a default.
+        max_tokens: capacity of a row of the KV cache, prompt and generated tokens together.
+        backend: "auto" (chooses, and the report says what), "native" (PyTorch kernels), "eager" (the canonical op
+            written out), "tensorrt".
+        dynamic_shapes: as torch.export takes them.
+        assume: declared facts about inputs; a guard checks them in every call.
+        options: see `Options`.
+
+    Returns:
+        A `Compiled`: call it for logits, `generate` tokens, read its `report`.
+
+    Raises:
+        InputError, CaptureError: the model or an argument cannot be used.
+        CannotLower: a backend named by the user cannot serve the model.
+        VerificationFailed: a compiled program disagreed with eager.
+    """
+    if isinstance(model, str):
+        model = hf.load_model(model)
+    if max_tokens < 2:
+        raise InputError(f"max_tokens={max_tokens} must be at least 2", todo="a prompt and one generated token need two")
+    backend = resolve_backend(backend)
+
+    def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
+        example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
+        return _program(model, analyse(model, example, shapes, tuple(assume), options), backend, options)
+
+    example, shapes = _example(model, example_kwargs, dynamic_shapes)
+    program, report = _program(model, analyse(model, example, shapes, tuple(assume), options), backend, options)
+    decoder = _decoder(model, max_tokens, backend, options) if example_kwargs is None else _no_cache(model)
+    report = replace(report, notes=(*report.notes, *_cache_notes(decoder)))
+    return Compiled(
+        programs={program.inputs: program},
+        report=report,
+        build=build if hf.is_hf(model) else None,
+        decoder=decoder,
+        max_tokens=max_tokens,
+        defaults=hf.generation_defaults(model),
+    )
+
+
+def _example(model: nn.Module | ExportedProgram, example: Example | None, shapes: Any) -> tuple[Example | None, Any]:
+    """The user's example, or the usual call of a Hugging Face model."""
+    if example is not None or not hf.is_hf(model):
+        return example, shapes
+    inputs = ("input_ids",) if hf.is_causal_lm(model) else ("input_ids", "attention_mask")
+    return hf.example_for(model, inputs)  # type: ignore[arg-type]
+
+
+def _program(model: Any, analysis: Analysis, backend: str, options: Options) -> tuple[Program, Report]:
+    """Rewrite and lower one captured call, and verify it against the captured program."""
+    started = time.perf_counter()
+    general = analysis.captured.program
+    rewritten, outcomes = rewrite(general, analysis.proved, proves)
+    fast = lower_module(unlift(rewritten), backend, options, decode=False)
+    held = {n.name: n.meta["val"] for n in general.graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.Tensor)}
+    names = input_names(general)
+    program = Program(
+        inputs=names,
+        dtypes={name: held[name].dtype for name in names},
+        ranks={name: held[name].dim() for name in names},
+        fast=fast,
+        general=unlift(general),
+        guards=analysis.guards,
+        when_guard_fails=options.when_guard_fails,
+    )
+    if options.verify:
+        verify_program(program, held)
+    seconds = {**analysis.report.seconds, "rewrite, lower and verify": time.perf_counter() - started}
+    passes = {name: outcome.changed for name, outcome in outcomes.items()}
+    return program, replace(analysis.report, passes=passes, seconds=seconds, notes=(f"backend: {backend}",))
+
+
+def _decoder(model: Any, max_tokens: int, backend: str, options: Options) -> CachedDecoder | CannotCache:
+    """Prefill and decode with a static KV cache, or the reason why not."""
+    if not hf.is_causal_lm(model):
+        return _no_cache(model)
+    example, shapes = hf.example_for(model, ("input_ids", "position_ids"))
+    analysis = analyse(model, example, shapes, (), options)
+    program, _ = rewrite(analysis.captured.program, analysis.proved, proves)
+    try:
+        kept = cache_shapes(program)
+    except CannotCache as refusal:
+        return refusal
+    modules = {
+        name: lower_module(insert_cache(program, decode=name == "decode", padded=name != "prefill"), backend, options, decode=name == "decode")
+        for name in ("prefill", "prefill_padded", "decode")
+    }
+    device = next(model.parameters()).device
+    graphs = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
+    decoder = CachedDecoder(CachedModules(**modules), kept, max_tokens, options.max_batch, device, graphs)
+    if options.verify:
+        verify_decoder(decoder, model)
+    return decoder
+
+
+def _no_cache(model: Any) -> CannotCache:
+    return CannotCache(
+        f"{type(model).__name__} has no KV cache",
+        why="it is not a Hugging Face causal LM compiled with its default call",
+        todo="compile a causal LM without example_kwargs",
+    )
+
+
+def _cache_notes(decoder: CachedDecoder | CannotCache) -> tuple[str, ...]:
+    if isinstance(decoder, CannotCache):
+        return (f"no KV cache: {decoder.why}" + (f" (at {decoder.where})" if decoder.where else ""),)
+    return (f"KV cache: {decoder.cache_tokens} tokens x {decoder.max_batch} rows, {decoder.cache_bytes / 1e6:.1f} MB",)

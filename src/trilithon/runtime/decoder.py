@@ -1,0 +1,175 @@
+"""Prefill and decode over a static KV cache; on a GPU each decode step is one CUDA graph replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trilithon.errors import CapacityExceeded
+from trilithon.rewrite.insert_cache import CacheShape
+
+Module = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class CachedModules:
+    """The three programs that `insert_cache` makes, lowered; each takes `(ids, positions, start, key_mask, *caches)`."""
+
+    prefill: Module
+    prefill_padded: Module
+    decode: Module
+
+
+@dataclass
+class _Step:
+    """What a decode step of one batch size works on; the addresses stay, so that a CUDA graph can replay it."""
+
+    tokens: Tensor
+    positions: Tensor
+    key_mask: Tensor
+    logits: Tensor | None = None
+    graph: Any = None
+
+
+@dataclass
+class CachedDecoder:
+    """A static KV cache and the programs over it.
+
+    Args:
+        modules: the lowered programs.
+        shapes: one entry a site.
+        cache_tokens: slots a row, prompt and generated tokens together.
+        max_batch: rows.
+        device: of the cache and the inputs.
+        cuda_graphs: replay decode steps as CUDA graphs.
+    """
+
+    modules: CachedModules
+    shapes: list[CacheShape]
+    cache_tokens: int
+    max_batch: int
+    device: torch.device
+    cuda_graphs: bool = False
+    caches: list[Tensor] = field(init=False)
+    start: Tensor = field(init=False)
+    _steps: dict[int, _Step] = field(init=False, default_factory=dict)
+    _used: int = field(init=False, default=0)
+    _batch: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        def zeros(shape: CacheShape, width: int) -> Tensor:
+            return torch.zeros(self.max_batch, shape.g, self.cache_tokens, width, dtype=shape.dtype, device=self.device)
+
+        self.caches = [zeros(shape, width) for shape in self.shapes for width in (shape.d, shape.e)]
+        self.start = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(c.numel() * c.element_size() for c in self.caches)
+
+    @torch.no_grad()
+    def prefill(self, input_ids: Tensor, pad: Tensor) -> Tensor:
+        """Fill the cache with a prompt, from empty.
+
+        Args:
+            input_ids: `[b s]` int64, left padded.
+            pad: `[b]` int64, padding tokens at the left of each row.
+
+        Returns:
+            logits `[b v]` of the last token.
+
+        Raises:
+            CapacityExceeded: more rows or tokens than the cache holds.
+        """
+        b, s = input_ids.shape
+        if b > self.max_batch:
+            raise CapacityExceeded(
+                f"{b} rows do not fit a cache of {self.max_batch}",
+                todo=f"compile with Options(max_batch={b})",
+            )
+        self._check_room(s, already=0)
+        step = self._step(b)
+        column = torch.arange(self.cache_tokens, device=self.device)
+        step.key_mask.copy_(column >= pad[:, None])
+        step.positions.copy_((s - pad)[:, None])
+        positions = (column[:s] - pad[:, None]).clamp_min(0)
+        padded = bool(pad.any())
+        module = self.modules.prefill_padded if padded else self.modules.prefill
+        self.start.zero_()
+        logits = module(input_ids, positions, self.start, step.key_mask[:, :s] if padded else step.key_mask, *self._rows(b))
+        self.start.fill_(s)
+        self._used, self._batch = s, b
+        return logits[:, -1]
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Append one token to each row.
+
+        Args:
+            tokens: `[b]` int64.
+
+        Returns:
+            logits `[b v]` for the next token, in a buffer that the next call overwrites.
+
+        Raises:
+            CapacityExceeded: the cache is full.
+        """
+        self._check_room(1, already=self._used)
+        step = self._step(self._batch)
+        step.tokens.copy_(tokens[:, None])
+        if not self.cuda_graphs:
+            step.logits = self._advance(step)
+        else:
+            if step.graph is None:
+                self._record(step)
+            step.graph.replay()
+        self._used += 1
+        assert step.logits is not None
+        return step.logits[:, -1]
+
+    def _check_room(self, tokens: int, already: int) -> None:
+        if already + tokens > self.cache_tokens:
+            raise CapacityExceeded(
+                f"{already + tokens} tokens do not fit a cache of {self.cache_tokens}",
+                todo=f"compile with max_tokens={already + tokens} or more, prompt and generated tokens together",
+            )
+
+    def _rows(self, b: int) -> list[Tensor]:
+        return [cache[:b] for cache in self.caches]
+
+    def _step(self, b: int) -> _Step:
+        if b not in self._steps:
+            like = {"dtype": torch.int64, "device": self.device}
+            mask = torch.ones(b, self.cache_tokens, dtype=torch.bool, device=self.device)
+            self._steps[b] = _Step(torch.zeros(b, 1, **like), torch.zeros(b, 1, **like), mask)
+        return self._steps[b]
+
+    def _advance(self, step: _Step) -> Tensor:
+        logits = self.modules.decode(step.tokens, step.positions, self.start, step.key_mask, *self._rows(len(step.tokens)))
+        self.start.add_(1)
+        step.positions.add_(1)
+        return logits
+
+    def _record(self, step: _Step) -> None:
+        """Capture one step as a CUDA graph; the warm-up runs write the slot that the replay writes again."""
+        saved = self.start.clone(), step.positions.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self._advance(step)
+                self._restore(step, saved)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step.logits = self._advance(step)
+        self._restore(step, saved)
+        step.graph = graph
+
+    def _restore(self, step: _Step, saved: tuple[Tensor, Tensor]) -> None:
+        self.start.copy_(saved[0])
+        step.positions.copy_(saved[1])
