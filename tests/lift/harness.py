@@ -83,6 +83,7 @@ def sizes(program: ExportedProgram, tables: Mapping[str, Tensor]) -> dict[str, T
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
     """Equal at every index: bools and integers exactly, floats exactly or both NaN."""
+    assert actual.dtype.is_floating_point == expected.dtype.is_floating_point
     if expected.dtype.is_floating_point:
         wide = expected.double()
         same = (actual == wide) | (actual.isnan() & wide.isnan())

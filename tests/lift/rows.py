@@ -113,6 +113,7 @@ INDEX: dict[str, Function] = {
     "index_second": lambda i: i.cube[:, :, i.wrap],
     "index_pair": lambda i: i.cube[:, i.up[:2] % 3, i.up[:2]],
     "index_apart": lambda i: i.cube[i.up[:3] % 2, :, i.up[:3]],
+    "index_apart_inside": lambda i: i.cube[None][:, i.up[:3] % 2, :, i.up[:3]],
     "index_broadcasts": lambda i: i.a[i.up[:, None], torch.tensor([2, 0])],
     "index_zero_dim": lambda i: aten.index.Tensor(i.a, [i.up[0]]),
     "index_bool_mask": lambda i: i.m[torch.arange(4)[:, None], torch.arange(i.m.shape[1])],

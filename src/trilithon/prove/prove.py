@@ -146,7 +146,7 @@ class _Attempt:
             return self._rows(mask, answer.used)
         if answer.status == "invalid":
             claimed = mask.at_sizes(self.meaning.dims[2], self.meaning.dims[3])
-            self.witness = find_witness(self.meaning.keep, claimed, self.meaning, self.prover)
+            self.witness = find_witness(self.meaning.keep, claimed, self.meaning, self.prover, self.keep, self.lemmas)
             if self.witness is not None:
                 return self._refuted(mask, self.witness)
             return self._proof(mask, Verdict.UNKNOWN, reason=f"it may differ from {mask}, but no counterexample was confirmed")

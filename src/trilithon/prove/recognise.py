@@ -25,7 +25,7 @@ from trilithon.spec.masks import (
     conjunction,
 )
 from trilithon.spec.term import Term
-from trilithon.spec.traverse import free_vars, substitute, walk
+from trilithon.spec.traverse import free_vars, substitute, tables, walk
 
 
 @dataclass
@@ -97,7 +97,7 @@ def propose_atoms(keep: Term, meaning: Meaning) -> list[Mask]:
 def _window_widths(keep: Term) -> list[int]:
     """Constants of the formula, and their neighbours: `k > q - w` is `q - k + 1 - w <= 0`."""
     constants = {abs(x.args[1]) for x in walk([keep]) if x.op == "sum"} | {abs(x.value) for x in walk([keep]) if x.op == "int"}
-    return sorted({w for c in constants if c > 0 for w in (c - 1, c, c + 1) if w > 0})
+    return sorted({w for c in constants | {0} for w in (c - 1, c, c + 1) if w > 0})
 
 
 def _paddings(keep: Term) -> list[Mask]:
@@ -106,13 +106,13 @@ def _paddings(keep: Term) -> list[Mask]:
 
 
 def _documents(keep: Term) -> list[Mask]:
-    """`f(q) == f(k)` for some f that is a prefix sum or a table of segment numbers."""
+    """`f(q) == f(k)` for some f that a table decides: segment numbers, or a prefix sum of breaks."""
     found: list[Mask] = []
     for x in walk([keep]):
         if x.op != "eq0":
             continue
         coefficients, constant = t.linear(x.args[0])
         of_q = [y for y in coefficients if "q" in free_vars(y) and "k" not in free_vars(y)]
-        if constant == 0 and len(coefficients) == 2 and len(of_q) == 1 and substitute(of_q[0], {Q: K}) in coefficients:
+        if constant == 0 and len(coefficients) == 2 and len(of_q) == 1 and tables(of_q[0]) and substitute(of_q[0], {Q: K}) in coefficients:
             found.append(Documents(of_q[0]))
     return found

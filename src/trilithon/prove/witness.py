@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trilithon.lift.meaning import Meaning
 from trilithon.prove.encode import Encoder
-from trilithon.prove.samples import Sample, draw_samples
+from trilithon.prove.samples import Sample, draw_samples, random_tables
 from trilithon.prove.solve import Answer, Prover
 from trilithon.spec import term as t
 from trilithon.spec.evaluate import evaluate
@@ -32,13 +32,27 @@ class Witness:
     allowed: bool
 
 
-def find_witness(keep: Term, claim: Term, meaning: Meaning, prover: Prover) -> Witness | None:
-    """A confirmed counterexample to `keep == claim`, or None (then nothing is known)."""
+def find_witness(
+    keep: Term, claim: Term, meaning: Meaning, prover: Prover, closed: Term | None = None, lemmas: tuple[Term, ...] = ()
+) -> Witness | None:
+    """A confirmed counterexample to `keep == claim`, or None (then nothing is known).
+
+    Samples are looked at first, then the solver is asked for one at ever larger sizes; `closed` and `lemmas` are
+    the easier form of `keep` to ask it about.
+    """
     for sample in draw_samples([keep, claim], meaning, prover.ranges, prover.assumptions):
         found = _first_difference(sample, keep, claim, meaning)
         if found is not None:
             return found
-    return solver_witness(keep, claim, meaning, prover)
+    goal = t.eq(keep if closed is None else closed, claim)
+    for limit in SIZE_LIMITS:
+        small = tuple(d <= max(limit, low) for d in meaning.dims[2:] for low in [_lowest(d, prover)] if d.op != "int")
+        answer = prover.valid(goal, given=small, extra=lemmas)
+        if answer.status == "unknown":
+            return None
+        if answer.status == "invalid":
+            return _replay(answer, keep, claim, meaning, prover)
+    return None
 
 
 def _first_difference(sample: Sample, keep: Term, claim: Term, meaning: Meaning) -> Witness | None:
@@ -56,35 +70,26 @@ def _lengths(env: Mapping[str, Tensor | int], meaning: Meaning) -> dict[str, int
     return {"s": int(evaluate(meaning.dims[2], env)), "t": int(evaluate(meaning.dims[3], env))}
 
 
-def solver_witness(keep: Term, claim: Term, meaning: Meaning, prover: Prover, lemmas: tuple[Term, ...] = ()) -> Witness | None:
-    """The solver's counterexample at the smallest size limit that has one, replayed by evaluation."""
-    goal = t.eq(keep, claim)
-    for limit in SIZE_LIMITS:
-        small = tuple(d <= max(limit, low) for d in meaning.dims[2:] for low in [_lowest(d, prover)] if d.op != "int")
-        answer = prover.valid(goal, given=small, extra=lemmas)
-        if answer.status == "unknown":
-            return None
-        if answer.status == "invalid":
-            return _replay(answer, keep, claim, meaning, prover)
-    return None
-
-
 def _lowest(size: Term, prover: Prover) -> int:
     return prover.ranges.get(size.args[0], (0, None))[0] if size.op == "var" else 0
 
 
 def _replay(answer: Answer, keep: Term, claim: Term, meaning: Meaning, prover: Prover) -> Witness | None:
-    env: dict[str, Tensor | int] = {name: (1, None)[0] for name in "bhqk"}
-    env.update({name: low for name, (low, _) in prover.ranges.items()})
+    """Evaluate both at the solver's cell: with random tables that meet the assumptions, then with the solver's own."""
+    env: dict[str, Tensor | int] = {name: low for name, (low, _) in prover.ranges.items()}
     env.update({name: 0 for name in "bhqk"})
     env.update({name: value for name, value in answer.model.items() if "!" not in name and "@" not in name})
-    tables = dict(_tables_of(answer, (keep, claim), env, meaning))
-    sample = Sample(env, tables)
-    ours, theirs = sample.evaluate(keep), sample.evaluate(claim)
-    if bool(ours) == bool(theirs):
-        return None
-    cell = {name: int(env[name]) for name in "bhqk"}
-    return Witness({**cell, **_lengths(env, meaning)}, sample, bool(ours))
+    generator = torch.Generator().manual_seed(0)
+    for tables in (
+        random_tables([keep, claim], env, meaning, prover.assumptions, generator),
+        dict(_tables_of(answer, (keep, claim), env, meaning)),
+    ):
+        sample = Sample(env, tables)
+        ours, theirs = bool(sample.evaluate(keep)), bool(sample.evaluate(claim))
+        if ours != theirs:
+            cell = {name: int(env[name]) for name in "bhqk"}
+            return Witness({**cell, **_lengths(env, meaning)}, sample, ours)
+    return None
 
 
 def _tables_of(
