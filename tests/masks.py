@@ -78,7 +78,9 @@ PROVED = {
     ),
     "padding_int": Case(lambda q, k, x: keys(x), Padding("attention_mask"), {"attention_mask": INT}),
     "padding_bool": Case(lambda q, k, x: keys(x), Padding("attention_mask", "bool"), {"attention_mask": BOOL}),
-    "padding_ne": Case(lambda q, k, x: x["attention_mask"][:, None, None, :] != 0, Padding("attention_mask"), {"attention_mask": INT}),
+    "padding_ne": Case(
+        lambda q, k, x: x["attention_mask"][:, None, None, :] != 0, Padding("attention_mask"), {"attention_mask": INT}
+    ),
     "padding_inf": Case(lambda q, k, x: additive(keys(x), -torch.inf), Padding("attention_mask"), {"attention_mask": INT}),
     "padding_finfo_min": Case(
         lambda q, k, x: (1.0 - keys(x).float()) * LOWEST, Full(), {"attention_mask": INT}, guard="all_ones"
@@ -89,6 +91,12 @@ PROVED = {
     ),
     "documents": Case(
         lambda q, k, x: x["segments"][:, None, :, None] == x["segments"][:, None, None, :], Documents, {"segments": INT}
+    ),
+    "query_padding": Case(
+        lambda q, k, x: (k <= q) & x["attention_mask"][:, None, :, None].to(torch.bool),
+        Causal(),
+        {"attention_mask": INT},
+        guard="all_ones",
     ),
     "packed_positions": Case(packed, Causal(), {"position_ids": INT}, guard="consecutive"),
 }
@@ -106,8 +114,11 @@ NEVER = {
     "bends_late": Case(lambda q, k, x: k <= q + q // 50, None),
     "full_when_long": Case(lambda q, k, x: (k <= q) | (torch.full_like(k, k.shape[1]) > 100), None),
     "dilated": Case(lambda q, k, x: (k <= q) & ((q - k) % 3 == 0), None),
-    "first_row_of_batch": Case(lambda q, k, x: (k <= q) | (torch.arange(x["attention_mask"].shape[0])[:, None, None, None] > 0), None, {"attention_mask": INT}),
-    "query_padding": Case(lambda q, k, x: (k <= q) & x["attention_mask"][:, None, :, None].to(torch.bool), None, {"attention_mask": INT}),
+    "first_row_of_batch": Case(
+        lambda q, k, x: (k <= q) | (torch.arange(x["attention_mask"].shape[0])[:, None, None, None] > 0),
+        None,
+        {"attention_mask": INT},
+    ),
     "random_bias": Case(lambda q, k, x: x["bias"], None, {"bias": torch.float32}),
     "bias_under_causal": Case(lambda q, k, x: additive(k <= q, -torch.inf) + (k - q) * 0.5, None),
     "weak_drop": Case(lambda q, k, x: additive(k <= q, -1.0), None),
@@ -166,5 +177,3 @@ def export_case(case: Case) -> Captured:
     module = Attend(case).eval()
     example = inputs(case, 2, 6, 6 if case.square else 9)
     return capture(module, example, shapes)
-
-

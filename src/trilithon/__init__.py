@@ -1,6 +1,7 @@
 """Trilithon: a compiler that proves what attention masks mean, and makes attention fast where the proof allows."""
 
 from trilithon.capture.hf import load_model, load_tokenizer
+from trilithon.compiled import Compiled
 from trilithon.compiler import compile, explain, lower
 from trilithon.errors import (
     CannotCache,
@@ -17,7 +18,6 @@ from trilithon.errors import (
 )
 from trilithon.options import Options
 from trilithon.prove.verdict import Proof, Verdict
-from trilithon.runtime.compiled import Compiled
 from trilithon.spec.assumption import Assumption, Input, attention_mask, position_ids
 from trilithon.spec.masks import And, Causal, Documents, Formula, Full, Mask, Padding, SlidingWindow
 

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
+from trilithon.compiled import Compiled
 from trilithon.errors import CannotCache, InputError
 from trilithon.lower.backend import lower_module, resolve_backend
 from trilithon.options import Options
@@ -23,7 +24,6 @@ from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
 from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
 from trilithon.rewrite.pipeline import rewrite
 from trilithon.rewrite.unlift import input_names, unlift
-from trilithon.runtime.compiled import Compiled
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.program import Program
 from trilithon.runtime.verify import verify_decoder, verify_program
@@ -54,7 +54,9 @@ class Analysis:
         """What must hold at run time for the rewritten sites to be right."""
         names = {p.site.name for p in self.proved}
         return tuple(
-            dict.fromkeys(a for s in self.report.sites if s.name in names for a in s.assumptions if a.source in ("guard", "declared"))
+            dict.fromkeys(
+                a for s in self.report.sites if s.name in names for a in s.assumptions if a.source in ("guard", "declared")
+            )
         )
 
 
@@ -108,7 +110,9 @@ def explain(
 
 
 def lower(
-    program: ExportedProgram, assume: tuple[Assumption, ...] = (), options: Options = Options()  # noqa: B008
+    program: ExportedProgram,
+    assume: tuple[Assumption, ...] = (),
+    options: Options = Options(),  # noqa: B008
 ) -> ExportedProgram:
     """Rewrite every proved attention of an exported program to `trilithon::attention`.
 
@@ -191,7 +195,11 @@ def _program(model: Any, analysis: Analysis, backend: str, options: Options) -> 
     general = analysis.captured.program
     rewritten, outcomes = rewrite(general, analysis.proved, proves)
     fast = lower_module(unlift(rewritten), backend, options, decode=False)
-    held = {n.name: n.meta["val"] for n in general.graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.Tensor)}
+    held = {
+        n.name: n.meta["val"]
+        for n in general.graph.nodes
+        if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.Tensor)
+    }
     names = input_names(general)
     program = Program(
         inputs=names,
@@ -221,7 +229,9 @@ def _decoder(model: Any, max_tokens: int, backend: str, options: Options) -> Cac
     except CannotCache as refusal:
         return refusal
     modules = {
-        name: lower_module(insert_cache(program, decode=name == "decode", padded=name != "prefill"), backend, options, decode=name == "decode")
+        name: lower_module(
+            insert_cache(program, decode=name == "decode", padded=name != "prefill"), backend, options, decode=name == "decode"
+        )
         for name in ("prefill", "prefill_padded", "decode")
     }
     device = next(model.parameters()).device

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
-from masks import NEVER, PROVED, Attend, Case, export_case, table_shape
 from torch import Tensor
 
+from masks import NEVER, PROVED, Attend, Case, export_case, table_shape
 from trilithon.prove.program import Examined, examine_program, size_ranges
 from trilithon.prove.prove import claim
 from trilithon.prove.verdict import Verdict
@@ -20,7 +20,7 @@ CASES = {**PROVED, **NEVER}
 SIZES = ((1, 5, 5), (2, 7, 7), (3, 12, 12))
 
 
-@lru_cache(maxsize=None)
+@cache
 def examined(name: str) -> tuple[Examined, dict[str, tuple[int, int | None]]]:
     program = export_case(CASES[name]).program
     (found,) = examine_program(program)
@@ -118,7 +118,9 @@ def test_never_proved(name: str) -> None:
     assert claim(found.meaning, Causal(), ranges).verdict is not Verdict.PROVED
 
 
-@pytest.mark.parametrize("name", ["one_more", "strict", "swapped", "one_head_full", "flipped_cell", "dilated", "full_when_long"])
+@pytest.mark.parametrize(
+    "name", ["one_more", "strict", "swapped", "one_head_full", "flipped_cell", "dilated", "full_when_long"]
+)
 def test_refuted_with_a_witness_that_torch_confirms(name: str) -> None:
     case, (found, _) = NEVER[name], examined(name)
     assert found.finding is not None

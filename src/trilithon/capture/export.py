@@ -56,9 +56,7 @@ ROUTES: tuple[tuple[str, Callable[[nn.Module, Example, Any], ExportedProgram]], 
 )
 
 
-def capture(
-    model: nn.Module | ExportedProgram, example: Example | None = None, dynamic_shapes: Any = None
-) -> Captured:
+def capture(model: nn.Module | ExportedProgram, example: Example | None = None, dynamic_shapes: Any = None) -> Captured:
     """Turn a module into a functional exported program.
 
     Args:
@@ -120,13 +118,14 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
     """In-place operations and vmap dissolved, SDPA kept (an empty decomposition table)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return program.run_decompositions({})
+        functional: ExportedProgram = program.run_decompositions({})
+        return functional
 
 
 def automatic_shapes(example: Example) -> dict[str, Any]:
     """Every axis of every tensor may be dynamic; export decides which are."""
-    auto = Dim.AUTO  # type: ignore[attr-defined]
+    auto = Dim.AUTO
     return {
-        name: {axis: auto for axis in range(value.dim())} if isinstance(value, torch.Tensor) else None
+        name: dict.fromkeys(range(value.dim()), auto) if isinstance(value, torch.Tensor) else None
         for name, value in example.items()
     }

@@ -166,7 +166,9 @@ def load_model(
     if str(device) == "meta":
         return from_config(config, dtype=dtype, device=device, attention=attention, seed=seed)
     if layers is not None:
-        raise InputError(f"layers={layers} with the weights of {name}", why="a trained model cannot be cut", todo="leave it out")
+        raise InputError(
+            f"layers={layers} with the weights of {name}", why="a trained model cannot be cut", todo="leave it out"
+        )
     model = _from_pretrained(_auto_class(config), source, dtype=dtype, attn_implementation=attention)
     return model.to(device).eval()  # type: ignore[no-any-return]
 
@@ -182,7 +184,12 @@ def _truncated(config: Any, layers: int) -> Any:
 
 
 def from_config(
-    config: Any, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", attention: str = "sdpa", seed: int = 0
+    config: Any,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    attention: str = "sdpa",
+    seed: int = 0,
 ) -> nn.Module:
     """A model with random weights; on device "meta", without weights."""
     config._attn_implementation = attention
@@ -240,12 +247,12 @@ def is_hf(model: object) -> bool:
     return isinstance(model, transformers.PreTrainedModel)
 
 
-def is_causal_lm(model: object) -> bool:
-    return is_hf(model) and type(model.config) in transformers.AutoModelForCausalLM._model_mapping and hasattr(model, "lm_head")  # type: ignore[attr-defined]
+def is_causal_lm(model: Any) -> bool:
+    return is_hf(model) and type(model.config) in transformers.AutoModelForCausalLM._model_mapping and hasattr(model, "lm_head")
 
 
 def max_positions(model: nn.Module) -> int:
-    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 20)  # type: ignore[union-attr]
+    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 20)
 
 
 def example_for(model: nn.Module, inputs: tuple[str, ...], max_batch: int = 64) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -266,7 +273,9 @@ def example_for(model: nn.Module, inputs: tuple[str, ...], max_batch: int = 64) 
     }
     unknown = [name for name in inputs if name not in values]
     if unknown:
-        raise InputError(f"no example for the input {unknown[0]!r}", todo=f"pass example_kwargs; known names: {', '.join(values)}")
+        raise InputError(
+            f"no example for the input {unknown[0]!r}", todo=f"pass example_kwargs; known names: {', '.join(values)}"
+        )
     example: dict[str, Any] = {name: values[name].to(device) for name in inputs}
     shapes: dict[str, Any] = {name: {0: batch, 1: tokens} for name in inputs}
     if is_causal_lm(model):

@@ -14,8 +14,9 @@ from trilithon.capture.sites import Site
 from trilithon.errors import CannotLift
 from trilithon.lift.lifter import Lifter
 from trilithon.lift.registry import Obligation
-from trilithon.spec import float_term, term as t
-from trilithon.spec.masks import B, H, K, Q, Causal
+from trilithon.spec import float_term
+from trilithon.spec import term as t
+from trilithon.spec.masks import B, Causal, H, K, Q
 from trilithon.spec.term import Term
 
 Dims = tuple[Term, Term, Term, Term]
@@ -115,7 +116,7 @@ def _read_leaves(site: Site, value: Term) -> _Leaves:
     keep, drops, factors = [], set(), set()
     for condition, leaf in _cases(site, value, t.TRUE):
         factor, offset = _affine(site, leaf)
-        if site.score is None and factor != 0.0 or math.isnan(offset):
+        if (site.score is None and factor != 0.0) or math.isnan(offset):
             raise _refuse(site, f"it can add {leaf}")
         if offset <= lowest:
             drops.add(offset)
@@ -169,5 +170,3 @@ def _affine(site: Site, leaf: Term) -> tuple[float, float]:
         if name == "div" and fb == 0.0 and oa == 0.0 and ob != 0.0:
             return fa / ob, 0.0
     raise _refuse(site, f"it adds {leaf}, a value that depends on data: a bias, not a mask")
-
-

@@ -27,7 +27,9 @@ ELEMENTWISE = {
         **dict.fromkeys(("add", "sub", "mul", "div"), ("Tensor", "Scalar")),
         "pow": ("Tensor_Scalar",),
         **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), ("Tensor", "Scalar")),
-        **dict.fromkeys(("neg", "rsqrt", "sqrt", "cos", "sin", "silu", "gelu", "tanh", "sigmoid", "relu", "exp", "erf"), ("default",)),
+        **dict.fromkeys(
+            ("neg", "rsqrt", "sqrt", "cos", "sin", "silu", "gelu", "tanh", "sigmoid", "relu", "exp", "erf"), ("default",)
+        ),
         **dict.fromkeys(("reciprocal", "abs", "clone", "alias", "_to_copy", "contiguous", "maximum", "minimum"), ("default",)),
         "to": ("dtype",),
         "where": ("self",),
@@ -119,7 +121,7 @@ def _elementwise(node: Node, operands: list[Node], labels: Mapping[Node, Label])
     (axis,) = axes
     for x in operands:
         own = axis - (rank - x.meta["val"].dim())
-        if labels[x] is None and own >= 0 and x.meta["val"].shape[own] != 1:
+        if labels[x] is None and own >= 0 and str(x.meta["val"].shape[own]) != "1":
             raise refuse(node, f"{x.name} varies along the tokens but does not come from them")
     return axis
 
@@ -135,15 +137,15 @@ def _same_axis(node: Node, labels: Mapping[Node, Label]) -> Label:
     over = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
     if axis is None or axis in over:
         raise refuse(node, "it reduces over tokens")
-    if node.target is aten.mean.dim and not args["keepdim"]:
-        return axis - sum(d < axis for d in over)
-    return axis
+    removed = sum(d < axis for d in over) if node.target is aten.mean.dim and not args["keepdim"] else 0
+    return axis - removed
 
 
 def _linear(node: Node, labels: Mapping[Node, Label]) -> Label:
-    x, w = node.args[:2]
-    axis = labels[x]  # type: ignore[index]
-    if labels[w] is not None or axis is None or axis == x.meta["val"].dim() - 1:  # type: ignore[index, union-attr]
+    args = bound_arguments(node)
+    x, w = args["input"], args["weight"]
+    axis = labels[x]
+    if labels[w] is not None or axis is None or axis == x.meta["val"].dim() - 1:
         raise refuse(node, "it multiplies along tokens")
     return axis
 
@@ -169,24 +171,24 @@ def _view(node: Node, labels: Mapping[Node, Label]) -> Label:
 
 def _unsqueeze(node: Node, labels: Mapping[Node, Label]) -> Label:
     source: Any = node.args[0]
-    dim = node.args[1] % (source.meta["val"].dim() + 1)  # type: ignore[operator]
+    dim = bound_arguments(node)["dim"] % (source.meta["val"].dim() + 1)
     axis = labels[source]
     assert axis is not None
-    return axis + (dim <= axis)
+    return axis + int(dim <= axis)
 
 
 def _transpose(node: Node, labels: Mapping[Node, Label]) -> Label:
     source: Any = node.args[0]
     rank = source.meta["val"].dim()
-    a, b = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
-    axis = labels[source]
-    return {a: b, b: a}.get(axis, axis)  # type: ignore[arg-type]
+    args = bound_arguments(node)
+    a, b, axis = args["dim0"] % rank, args["dim1"] % rank, labels[source]
+    return b if axis == a else a if axis == b else axis
 
 
 def _permute(node: Node, labels: Mapping[Node, Label]) -> Label:
     source: Any = node.args[0]
-    order = [int(d) % source.meta["val"].dim() for d in node.args[1]]  # type: ignore[union-attr, arg-type]
-    return order.index(labels[source])  # type: ignore[arg-type]
+    order = [d % source.meta["val"].dim() for d in bound_arguments(node)["dims"]]
+    return order.index(labels[source])
 
 
 def _expand(node: Node, labels: Mapping[Node, Label]) -> Label:

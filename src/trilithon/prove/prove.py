@@ -17,7 +17,7 @@ from trilithon.spec import term as t
 from trilithon.spec.assumption import Assumption, guard
 from trilithon.spec.masks import Documents, Full, K, Mask, Q, parts
 from trilithon.spec.term import Term
-from trilithon.spec.traverse import substitute, walk
+from trilithon.spec.traverse import substitute, tables, walk
 
 Ranges = Mapping[str, tuple[int, int | None]]
 MOST_ROUNDS = 8  # counterexamples that may correct the proposal
@@ -60,15 +60,25 @@ def _preference(proof: Proof) -> tuple[bool, int, int]:
 
 
 def _guard_sets(meaning: Meaning, assume: tuple[Assumption, ...]) -> list[tuple[Assumption, ...]]:
-    """None, then one guard for each input table that the mask reads and nothing is declared about."""
-    declared = {a.table for a in assume}
-    reads = [x for x in walk([meaning.keep]) if x.op == "read" and x.args[0] not in (declared | meaning.constants.keys())]
-    names = sorted({x.args[0] for x in reads if len(x.args) == 3 and x.sort != "float" and x.args[0] in meaning.tables})
-    flags = {x.args[0].args[0] for x in walk([meaning.keep]) if x.op == "eq0" and x.args[0].op == "read"}
-    sets: list[tuple[Assumption, ...]] = []
-    for name in names:
-        is_flag = name in flags or any(x.args[0] == name and x.sort == "bool" for x in reads)
-        sets += [(guard(name, "all_ones"),)] if is_flag else [(guard(name, "bounded"),), (guard(name, "consecutive"),)]
+    """None, then one guard for each input table that the mask reads and nothing is declared about.
+
+    Guesses, by how a table is used: flags (compared with zero) may be all ones; positions (ordered, or summed up
+    as packed documents are) may fit 32 bits or be consecutive.
+    """
+    given = {a.table for a in assume} | meaning.constants.keys()
+    flags: set[str] = set()
+    positions: set[str] = set()
+    for x in walk([meaning.keep]):
+        if x.op == "read" and x.sort == "bool":
+            flags.add(x.args[0])
+        elif x.op == "eq0" and x.args[0].op == "read":
+            flags.add(x.args[0].args[0])
+        elif x.op in ("le0", "prefix_sum"):
+            positions |= tables(x)
+    per_row = {name for name, shape in meaning.tables.items() if len(shape) == 2} - given
+    sets: list[tuple[Assumption, ...]] = [(guard(name, "all_ones"),) for name in sorted(flags & per_row)]
+    for name in sorted((positions - flags) & per_row):
+        sets += [(guard(name, "bounded"),), (guard(name, "consecutive"),)]
     return [(), *sets]
 
 
@@ -164,7 +174,9 @@ class _Attempt:
             if answer.status == "valid":
                 return self._proof(mask, Verdict.PROVED, (*used, *lemma_used, *answer.used))
         drops = " or ".join(self.meaning.drops)
-        reason = f"it is {mask}, but a row may have no key left, and there {drops} does not mean blocked (the row is the mean of V, or NaN)"
+        reason = (
+            f"it is {mask}, but a row may have no key left, and {drops} does not block there but gives the mean of V, or NaN"
+        )
         return self._proof(mask, Verdict.UNKNOWN, reason=reason)
 
     def _refuted(self, mask: Mask, witness: Witness) -> Proof:
@@ -194,5 +206,3 @@ def _cannot_wrap(obligation: Obligation) -> bool:
     coefficients, constant = t.linear(obligation.term)
     plain = all(x.op == "var" for x in coefficients)
     return plain and sum(map(abs, coefficients.values())) * UNBOUNDED + abs(constant) < 1 << 62
-
-

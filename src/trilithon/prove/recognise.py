@@ -41,7 +41,9 @@ class Proposer:
     rows: Tensor
 
     @classmethod
-    def of(cls, keep: Term, meaning: Meaning, ranges: dict[str, tuple[int, int | None]], given: Iterable[Assumption]) -> Proposer:
+    def of(
+        cls, keep: Term, meaning: Meaning, ranges: dict[str, tuple[int, int | None]], given: Iterable[Assumption]
+    ) -> Proposer:
         proposer = cls(keep, meaning, propose_atoms(keep, meaning), torch.zeros(0, 0, dtype=torch.bool))
         proposer.rows = torch.zeros(0, 1 + len(proposer.atoms), dtype=torch.bool)
         for sample in draw_samples([keep], meaning, ranges, tuple(given)):
@@ -113,6 +115,12 @@ def _documents(keep: Term) -> list[Mask]:
             continue
         coefficients, constant = t.linear(x.args[0])
         of_q = [y for y in coefficients if "q" in free_vars(y) and "k" not in free_vars(y)]
-        if constant == 0 and len(coefficients) == 2 and len(of_q) == 1 and tables(of_q[0]) and substitute(of_q[0], {Q: K}) in coefficients:
+        if (
+            constant == 0
+            and len(coefficients) == 2
+            and len(of_q) == 1
+            and tables(of_q[0])
+            and substitute(of_q[0], {Q: K}) in coefficients
+        ):
             found.append(Documents(of_q[0]))
     return found

@@ -93,9 +93,9 @@ def _pair_lemmas(low: Term, high: Term, prover: Prover) -> tuple[list[Term], Use
         return [], ()
     lemmas, used = [~ordered | (low <= high)], monotone.used
     for entry in {x for x in walk([at]) if x.op == "read" and x.sort == "int" and x.args[-1] is STEP}:
-        f = lambda index, e=entry: t.read(e.args[0], (*e.args[1:-1], index), "int")  # noqa: E731
-        climbs = prover.valid((entry - f(STEP - 1)).eq(1), (*reach, at.eq(0)))
+        before, at_i, at_j = (t.read(entry.args[0], (*entry.args[1:-1], index), "int") for index in (STEP - 1, i, j))
+        climbs = prover.valid((entry - before).eq(1), (*reach, at.eq(0)))
         if climbs.status == "valid":
-            lemmas.append(~(ordered & low.eq(high)) | (f(j) - f(i)).eq(j - i))
+            lemmas.append(~(ordered & low.eq(high)) | (at_j - at_i).eq(j - i))
             used += climbs.used
     return lemmas, used

@@ -76,9 +76,12 @@ class Prover:
         return self._check(solver, labels)
 
     def satisfiable(self) -> Answer:
-        """"invalid" when some input meets every assumption: then proofs are not vacuous."""
-        entries = [t.read(a.table, tuple(t.var(f"{a.table}@{i}") for i in range(len(shape))), "int")
-                   for a in self.assumptions if (shape := self.tables.get(a.table)) is not None]
+        """ "invalid" when some input meets every assumption: then proofs are not vacuous."""
+        entries = [
+            t.read(a.table, tuple(t.var(f"{a.table}@{i}") for i in range(len(shape))), "int")
+            for a in self.assumptions
+            if (shape := self.tables.get(a.table)) is not None
+        ]
         inside = [bound for e in entries for bound in self._inside(e)]
         return self.valid(t.FALSE, given=tuple(inside))
 

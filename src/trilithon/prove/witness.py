@@ -77,7 +77,7 @@ def _lowest(size: Term, prover: Prover) -> int:
 def _replay(answer: Answer, keep: Term, claim: Term, meaning: Meaning, prover: Prover) -> Witness | None:
     """Evaluate both at the solver's cell: with random tables that meet the assumptions, then with the solver's own."""
     env: dict[str, Tensor | int] = {name: low for name, (low, _) in prover.ranges.items()}
-    env.update({name: 0 for name in "bhqk"})
+    env.update(dict.fromkeys("bhqk", 0))
     env.update({name: value for name, value in answer.model.items() if "!" not in name and "@" not in name})
     generator = torch.Generator().manual_seed(0)
     for tables in (

@@ -34,8 +34,8 @@ class Drawing:
     @property
     def caption(self) -> str:
         """What has to be said with the picture, or ""."""
-        scale = f"every {self.every}th query and key" if self.every > 1 else ""
-        return "; ".join(part for part in (scale, self.example) if part)
+        scale = f"one cell for {self.every} queries and keys" if self.every > 1 else ""
+        return "; ".join(part for part in (scale, f"for {self.example}" if self.example else "") if part)
 
 
 def draw(mask: Mask, s: int = 16, t: int = 16, inputs: Mapping[str, Tensor] | None = None) -> Drawing | str:
@@ -62,11 +62,11 @@ def draw(mask: Mask, s: int = 16, t: int = 16, inputs: Mapping[str, Tensor] | No
 def picture(mask: Mask, s: int = 16, t: int = 16, inputs: Mapping[str, Tensor] | None = None) -> str:
     """A drawing of a mask in half blocks, two queries a line; see `draw` for the arguments.
 
-                keys ->
-                ┌────┐
-        queries │█▄  │
-                │███▄│
-                └────┘
+            keys ->
+            ┌────┐
+    queries │█▄  │
+            │███▄│
+            └────┘
     """
     drawing = draw(mask, s, t, inputs)
     if isinstance(drawing, str):
@@ -140,6 +140,4 @@ def _is_row_table(segment: Term, name: str) -> bool:
 
 
 def _row(values: Tensor) -> str:
-    """A row of small numbers with long runs cut: `0 0 1 1 ... 1`."""
-    shown = [str(v) for v in values.tolist()]
-    return " ".join(shown)
+    return " ".join(str(value) for value in values.tolist())

@@ -17,9 +17,9 @@ METADATA_ASSERT = torch.ops.aten._assert_tensor_metadata.default
 class EraseDeadMasks:
     """Erase metadata assertions, then every node that nothing reads.
 
-        %gt = gt(%k, %q)                       (nothing: the attention that read %m takes no mask now)
-        _assert_tensor_metadata(%gt, ...)  =>
-        %m = where(%gt, 0, -inf)
+    %gt = gt(%k, %q)                       (nothing: the attention that read %m takes no mask now)
+    _assert_tensor_metadata(%gt, ...)  =>
+    %m = where(%gt, 0, -inf)
     """
 
     name: ClassVar[str] = "erase-dead-masks"

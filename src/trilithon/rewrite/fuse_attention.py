@@ -85,5 +85,3 @@ def _key_mask(gm: GraphModule, padding: Padding, made: dict[str, Node]) -> Node:
             node.meta["val"] = table.meta["val"] != 0
             made[padding.table] = node
     return made[padding.table]
-
-

@@ -43,11 +43,11 @@ def cache_shapes(program: ExportedProgram) -> list[CacheShape]:
     if set(names) != set(TOKEN_INPUTS):
         raise CannotCache(
             "cannot insert a KV cache",
-            why=f"the program takes {', '.join(names)}; a cache needs exactly input_ids and position_ids, because positions go on",
+            why=f"the program takes {', '.join(names)}; a cache needs exactly input_ids and position_ids",
             todo="export a causal LM with input_ids and position_ids",
         )
     labels = token_axes(program, TOKEN_INPUTS, ATTENTION)
-    outputs = [n for n in program.graph.output_node().args[0] if isinstance(n, Node)]  # type: ignore[union-attr]
+    outputs = [n for n in program.graph.output_node().args[0] if isinstance(n, Node)]
     if len(outputs) != 1 or labels[outputs[0]] != 1:
         raise refuse(outputs[0], "the program must give one output [b s v], logits that run over tokens")
     sites = [n for n in program.graph.nodes if n.target is ATTENTION]
@@ -58,7 +58,7 @@ def cache_shapes(program: ExportedProgram) -> list[CacheShape]:
 
 
 def _cache_shape(node: Node) -> CacheShape:
-    q, k, v, mask = node.args[:4]
+    _, k, v, mask = node.args[:4]
     kinds = parts(parse(str(mask)))
     if not any(isinstance(p, (Causal, SlidingWindow)) for p in kinds) or any(isinstance(p, Padding) for p in kinds):
         raise refuse(node, f"its mask is {mask}, not causal: a query would see later tokens")
@@ -91,9 +91,10 @@ def insert_cache(program: ExportedProgram, *, decode: bool, padded: bool) -> Gra
 class UseStaticCache:
     """Write K and V of each site into its cache; in decode, attend over the cache.
 
-        %o = attention(%q, %k, %v, "causal")   =>   index_copy_(%cache_k, 2, %slots, %k)
-                                                    index_copy_(%cache_v, 2, %slots, %v)
-                                                    %o = attention(%q, %cache_k, %cache_v, "causal & padding(slots)", %start, %key_mask)
+    %o = attention(%q, %k, %v, "causal")   =>   index_copy_(%cache_k, 2, %slots, %k)
+                                                index_copy_(%cache_v, 2, %slots, %v)
+                                                %o = attention(%q, %cache_k, %cache_v,
+                                                               "causal & padding(slots)", ..., %start, %key_mask)
     """
 
     decode: bool
@@ -147,8 +148,8 @@ def _slots(start: Any, tokens: int) -> Any:
 class LastTokenOnly:
     """Compute logits of the last token only: nothing else of them is used.
 
-        %logits = linear(%x, %w)   =>   %last = slice(%x, 1, -1, max)
-                                        %logits = linear(%last, %w)
+    %logits = linear(%x, %w)   =>   %last = slice(%x, 1, -1, max)
+                                    %logits = linear(%last, %w)
     """
 
     name: ClassVar[str] = "last-token-only"

@@ -14,7 +14,7 @@ def working_copy(program: ExportedProgram) -> tuple[GraphModule, dict[Node, Node
     """A copy of the program's graph that shares its weights, and the map from old nodes to new."""
     graph = Graph()
     mapping: dict[Node, Node] = {}
-    output = graph.graph_copy(program.graph, mapping)  # type: ignore[arg-type]
+    output = graph.graph_copy(program.graph, mapping)
     node = graph.output(output)
     node.meta = dict(program.graph.output_node().meta)
     return GraphModule(program.graph_module, graph), mapping
@@ -24,7 +24,9 @@ def seal(gm: GraphModule, program: ExportedProgram) -> ExportedProgram:
     """The edited graph as an exported program with the signature, weights and ranges of the original."""
     outputs = gm.graph.output_node().args[0]
     specs = [
-        replace(spec, arg=TensorArgument(name=node.name)) if isinstance(node, Node) and isinstance(spec.arg, TensorArgument) else spec
+        replace(spec, arg=TensorArgument(name=node.name))
+        if isinstance(node, Node) and isinstance(spec.arg, TensorArgument)
+        else spec
         for spec, node in zip(program.graph_signature.output_specs, outputs, strict=True)  # type: ignore[arg-type]
     ]
     signature = ExportGraphSignature(input_specs=list(program.graph_signature.input_specs), output_specs=specs)

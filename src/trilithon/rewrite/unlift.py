@@ -34,8 +34,8 @@ def unlift(program: ExportedProgram) -> GraphModule:
         if node.op == "placeholder":
             spec = specs[node.name]
             if spec.kind in WEIGHTS:
-                value = program.state_dict.get(spec.target, program.constants.get(spec.target))  # type: ignore[arg-type]
-                root.register_buffer(node.name, value)  # type: ignore[arg-type]
+                value = program.state_dict.get(spec.target, program.constants.get(spec.target))
+                root.register_buffer(node.name, value)
                 mapping[node] = _attribute(graph, node)
             elif isinstance(node.meta.get("val"), Tensor):
                 mapping[node] = graph.node_copy(node)
@@ -57,5 +57,7 @@ def input_names(program: ExportedProgram) -> tuple[str, ...]:
     """The tensor inputs that the unlifted module takes, in order."""
     specs = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
     return tuple(
-        n.name for n in program.graph.nodes if n.op == "placeholder" and n.name in specs and isinstance(n.meta.get("val"), Tensor)
+        n.name
+        for n in program.graph.nodes
+        if n.op == "placeholder" and n.name in specs and isinstance(n.meta.get("val"), Tensor)
     )

@@ -143,9 +143,9 @@ class CachedDecoder:
 
     def _step(self, b: int) -> _Step:
         if b not in self._steps:
-            like = {"dtype": torch.int64, "device": self.device}
+            tokens = torch.zeros(b, 1, dtype=torch.int64, device=self.device)
             mask = torch.ones(b, self.cache_tokens, dtype=torch.bool, device=self.device)
-            self._steps[b] = _Step(torch.zeros(b, 1, **like), torch.zeros(b, 1, **like), mask)
+            self._steps[b] = _Step(tokens, torch.zeros_like(tokens), mask)
         return self._steps[b]
 
     def _advance(self, step: _Step) -> Tensor:

@@ -69,7 +69,9 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _canary(name: str, held: Tensor, guards: tuple[Assumption, ...], generator: torch.Generator) -> Tensor:
-    shape = tuple(size if isinstance(size, int) else max(_lowest(size), n) for size, n in zip(held.shape, (2, 9, 9, 9), strict=False))
+    shape = tuple(
+        size if isinstance(size, int) else max(_lowest(size), n) for size, n in zip(held.shape, (2, 9, 9, 9), strict=False)
+    )
     guard = next((g for g in guards if g.table == name), None)
     if guard is not None:
         return guard.sample(shape, held.dtype, generator).to(held.device)
@@ -79,7 +81,11 @@ def _canary(name: str, held: Tensor, guards: tuple[Assumption, ...], generator: 
         return torch.ones(shape, dtype=held.dtype, device=held.device)
     if "position" in name:
         return torch.arange(shape[-1]).expand(shape).to(held.dtype).to(held.device)
-    return torch.randint(0, 2 if held.dtype == torch.bool or "type" in name else 5, shape, generator=generator).to(held.dtype).to(held.device)
+    return (
+        torch.randint(0, 2 if held.dtype == torch.bool or "type" in name else 5, shape, generator=generator)
+        .to(held.dtype)
+        .to(held.device)
+    )
 
 
 def _lowest(size: Any) -> int:

@@ -91,7 +91,7 @@ def compare(name: str, a: Term, b: Term) -> Term:
         return opaque
     x, y, limit = integers
     in_range = t.conj(*(bound for z in (x, y) for bound in (t.integer(-limit) <= z, z <= limit)))
-    exact = {"eq": t.eq, "le": t.le, "lt": lambda p, q: p < q}[name](x, y)
+    exact = t.eq(x, y) if name == "eq" else t.le(x, y if name == "le" else y - 1)
     return t.ite(in_range, exact, opaque)
 
 

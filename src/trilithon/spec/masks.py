@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Literal
 
 import torch
@@ -213,7 +212,7 @@ def parts(mask: Mask) -> tuple[Mask, ...]:
 
 def conjunction(masks: tuple[Mask, ...]) -> Mask:
     """The conjunction in canonical form: sorted by name, nested `And` and `Full` dissolved, repeats dropped."""
-    flat = reduce(lambda seen, m: seen + tuple(p for p in parts(m) if p not in seen), masks, ())  # type: ignore[var-annotated]
+    flat = tuple(dict.fromkeys(part for mask in masks for part in parts(mask)))
     if len(flat) < 2:
         return flat[0] if flat else Full()
     return And(tuple(sorted(flat, key=str)))

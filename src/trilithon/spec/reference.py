@@ -9,7 +9,9 @@ from trilithon.spec.evaluate import evaluate
 from trilithon.spec.masks import Causal, Mask, Padding, SlidingWindow, parts
 
 
-def allowed_keys(mask: Mask, s: int, t: int, *, q_start: Tensor | None, key_mask: Tensor | None, device: torch.device) -> Tensor:
+def allowed_keys(
+    mask: Mask, s: int, t: int, *, q_start: Tensor | None, key_mask: Tensor | None, device: torch.device
+) -> Tensor:
     """The mask as bool `[b or 1, 1, s, t]`.
 
     Args:
@@ -37,7 +39,9 @@ def allowed_keys(mask: Mask, s: int, t: int, *, q_start: Tensor | None, key_mask
     return result
 
 
-def reference_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float, dtype: torch.dtype = torch.float32) -> Tensor:
+def reference_attention(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Attention written out: `softmax(scale * q k^T, where allowed) v`.
 
     Args:

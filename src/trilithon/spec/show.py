@@ -6,6 +6,7 @@ import math
 
 from trilithon.spec.term import Term
 
+_SIGNS = {"eq": "==", "le": "<=", "lt": "<"}
 _LOOSE, _AND, _NOT, _COMPARE, _SUM, _PRODUCT, _ATOM = range(7)
 
 
@@ -29,7 +30,7 @@ def _show(term: Term) -> tuple[str, int]:
     if op == "read":
         return f"{args[0]}[{', '.join(map(show, args[1:]))}]", _ATOM
     if op == "sum":
-        return _sum({t: c for t, c in args[0]}, args[1]), _SUM
+        return _sum(dict(args[0]), args[1]), _SUM
     if op in ("le0", "eq0"):
         return _comparison(term, "<=" if op == "le0" else "=="), _COMPARE
     if op == "not":
@@ -49,7 +50,7 @@ def _show(term: Term) -> tuple[str, int]:
     if op == "prefix_sum":
         return f"sum({show(args[0])} for #0 <= {show(args[1])})", _ATOM
     if op == "float_compare":
-        return f"{_wrap(args[1], _SUM)} {dict(eq='==', le='<=', lt='<')[args[0]]} {_wrap(args[2], _SUM)}", _COMPARE
+        return f"{_wrap(args[1], _SUM)} {_SIGNS[args[0]]} {_wrap(args[2], _SUM)}", _COMPARE
     inner = ", ".join(show(a) if isinstance(a, Term) else str(a) for a in args)
     return f"{op}({inner})", _ATOM
 

@@ -55,12 +55,6 @@ class Term:
     def __neg__(self) -> Term:
         return scale(self, -1)
 
-    def __floordiv__(self, other: Index) -> Term:
-        return floor_div(self, as_int(other))
-
-    def __mod__(self, other: Index) -> Term:
-        return mod(self, as_int(other))
-
     def __le__(self, other: Index) -> Term:
         return le(self, as_int(other))
 
@@ -73,9 +67,7 @@ class Term:
     def __gt__(self, other: Index) -> Term:
         return le(as_int(other) + 1, self)
 
-    def eq(self, other: Index | bool) -> Term:
-        if isinstance(other, bool):
-            return eq(self, boolean(other))
+    def eq(self, other: Index) -> Term:
         return eq(self, as_int(other))
 
     def __and__(self, other: Term) -> Term:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from trilithon.spec import float_term, term as t
+from trilithon.spec import float_term
+from trilithon.spec import term as t
 from trilithon.spec.term import Term
 
 

@@ -79,7 +79,9 @@ class Compiled:
         """How many calls did not meet a guard and ran the general program."""
         return sum(p.guard_failures for p in self._programs.values())
 
-    def generate(self, input_ids: Tensor, *, streamer: Streamer | None = None, **arguments: Unpack[GenerateArguments]) -> Tensor:
+    def generate(
+        self, input_ids: Tensor, *, streamer: Streamer | None = None, **arguments: Unpack[GenerateArguments]
+    ) -> Tensor:
         """Continue each prompt; see `trilithon.runtime.generate.generate` for the arguments, which are Hugging Face's.
 
         Returns:
@@ -90,14 +92,12 @@ class Compiled:
             InputError, CapacityExceeded: an argument is wrong, or does not fit `max_tokens`.
         """
         decoder = self.decoder
-        return generate(decoder, input_ids, streamer=streamer, **{**self._defaults, **arguments})  # type: ignore[typeddict-item, arg-type]
+        return generate(decoder, input_ids, streamer=streamer, **{**self._defaults, **arguments})
 
     def stream(self, input_ids: Tensor, **arguments: Unpack[GenerateArguments]) -> Iterator[Tensor]:
         """Yield the new tokens `[b]` of each step as they are made; arguments as in `generate`."""
-        return stream(self.decoder, input_ids, **{**self._defaults, **arguments})  # type: ignore[typeddict-item]
+        return stream(self.decoder, input_ids, **{**self._defaults, **arguments})
 
     def __repr__(self) -> str:
         cache = "no cache" if isinstance(self._decoder, CannotCache) else f"cache of {self.max_tokens} tokens"
         return f"<trilithon.Compiled {self.report.model}: {len(self.report.sites)} attention sites, {cache}>"
-
-

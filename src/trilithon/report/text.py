@@ -1,0 +1,126 @@
+"""The report as plain text, and as a table with pictures for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.columns import Columns
+from rich.console import Console
+from rich.console import Group as Stack
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from trilithon.prove.verdict import Verdict
+from trilithon.report.groups import Group, condition, distinct_masks, groups
+from trilithon.report.picture import picture
+from trilithon.report.report import Report
+from trilithon.spec.assumption import Assumption
+
+COLOURS = {Verdict.PROVED: "green", Verdict.REFUTED: "red", Verdict.UNKNOWN: "yellow", Verdict.VACUOUS: "magenta"}
+LONGEST_FORMULA = 160  # characters of a formula in text; the page and the JSON have all of it
+
+
+def report_text(report: Report) -> str:
+    """The report without colours and pictures, as `str(report)` prints it."""
+    found = groups(report)
+    columns = [(g.site.verdict.name, g.label, form(g)) for g in found]
+    widths = [max((len(row[i]) for row in columns), default=0) for i in range(3)]
+    lines = [heading(report)]
+    for group, row in zip(found, columns, strict=True):
+        cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append(f"  {cells}  {assuming(group)}; runs on {group.site.runs_on}")
+        lines += [f"    {line}" for line in explanation(group)]
+    return "\n".join([*lines, *(f"{name}: {text}" for name, text in facts(report))])
+
+
+def render(report: Report, console: Console) -> None:
+    """Print the report with a table of its sites and a picture of each distinct mask."""
+    console.print(Text(heading(report), style="bold"))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("attention", no_wrap=True)
+    table.add_column("mask, and what that rests on", overflow="fold")
+    table.add_column("runs on", overflow="fold")
+    for g in groups(report):
+        verdict = Text(g.site.verdict.name, style=COLOURS[g.site.verdict])
+        mask = Text.assemble((form(g), "bold"), "\n", (assuming(g), "dim"))
+        sites = Text.assemble(g.name, (f"\n{g.count} sites" if g.count > 1 else "", "dim"))
+        table.add_row(verdict, sites, mask, Text(g.site.runs_on))
+    console.print(table)
+    for group in groups(report):
+        for line in explanation(group):
+            console.print(Padding(Text(line, style=COLOURS[group.site.verdict]), (0, 0, 0, 2)))
+    pictures = [
+        Stack(Text(str(mask), style="bold"), Text(role, style="dim"), Text(picture(mask)))
+        for mask, role in distinct_masks(report)
+    ]
+    if pictures:
+        console.print(Padding(Columns(pictures, padding=(0, 4)), (1, 0)))
+    for name, text in facts(report):
+        console.print(Text.assemble((f"{name}: ", "bold"), text))
+
+
+def heading(report: Report) -> str:
+    """What was looked at, and how it was captured."""
+    return f"{report.model}({', '.join(report.inputs)}), {report.route}"
+
+
+def form(group: Group) -> str:
+    """The proved mask, or that there is none."""
+    return "none proved" if group.site.mask is None else str(group.site.mask)
+
+
+def assuming(group: Group) -> str:
+    """The assumptions of the sites in a few words."""
+    return "; ".join(map(str, group.site.assumptions)) or "no assumptions"
+
+
+def explanation(group: Group) -> list[str]:
+    """For sites that were not proved: the reason, the user's line and the lifted mask."""
+    site = group.site
+    if site.verdict is Verdict.PROVED:
+        return []
+    lines = [f"{group.name}: {site.reason}"]
+    witness = " ".join(f"{name}={value}" for name, value in site.witness.items())
+    if witness and witness not in site.reason:
+        lines.append(f"witness: {witness}")
+    if group.line:
+        lines.append(f"at {group.line}")
+    if site.formula:
+        cut = len(site.formula) > LONGEST_FORMULA
+        lines.append(f"allowed where: {site.formula[:LONGEST_FORMULA]}{' ...' if cut else ''}")
+    return lines
+
+
+def facts(report: Report) -> Iterator[tuple[str, str]]:
+    """What stands below the sites, a name and a text each."""
+    if report.ranges:
+        yield "sizes", ", ".join(_range(name, *bounds) for name, bounds in report.ranges.items())
+    if report.guards:
+        yield "checked at run time", "; ".join(guard.text for guard in report.guards)
+    declared = _declared(report)
+    if declared:
+        yield "declared by the caller", "; ".join(a.text for a in declared)
+    for text in dict.fromkeys(f"{p.mask} {condition(p)}" for g in groups(report) for p in g.site.alternatives):
+        yield "proved too", text
+    changed = {name: count for name, count in report.passes.items() if count}
+    if changed:
+        yield "rewritten", ", ".join(f"{name} {count}" for name, count in changed.items())
+    for failure in report.failures:
+        yield "route that failed", failure
+    for note in report.notes:
+        yield "note", note
+    if report.seconds:
+        yield "seconds", ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
+    if report.versions:
+        yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
+
+
+def _range(name: str, low: int, high: int | None) -> str:
+    return f"{name} >= {low}" if high is None else f"{low} <= {name} <= {high}"
+
+
+def _declared(report: Report) -> tuple[Assumption, ...]:
+    return tuple(dict.fromkeys(a for s in report.sites for a in s.assumptions if a.source == "declared"))
