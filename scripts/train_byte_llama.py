@@ -1,9 +1,9 @@
 """Train byte-llama, the small real checkpoint that ships with Trilithon, on text that ships with Python.
 
-Text: the prose paragraphs of `pydoc_data.topics` (the language reference), of Python's license file, and of the
-module docstrings of the standard library. Source files are parsed, never imported, and read in sorted order, so one
-Python version always gives one corpus. Paragraphs of code, grammar and tables are left out, lines are unwrapped and
-the quotes around single words are dropped, so that a plain prompt continues in plain English.
+Text: the prose paragraphs of `pydoc_data.topics` (the language reference) and of Python's license file, and the
+opening paragraph of each module docstring of the standard library. Source files are parsed, never imported, and read
+in sorted order, so one Python version always gives one corpus. Paragraphs of code, grammar and tables are left out,
+lines are unwrapped and the quotes around single words are dropped, so that a plain prompt continues in plain English.
 
     python scripts/train_byte_llama.py --out src/trilithon/data/byte-llama
 
@@ -34,8 +34,8 @@ SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "dist
 PROMPTS = ("The for statement is used to", "A class definition is", "Return the number of")
 BATCH_TOKENS = 1024
 PEAK_RATE = 3e-3
-# Most steps see short windows, which are cheap; the last fifth sees the full context, so that every position is trained.
-SHORT_TOKENS, FULL_TOKENS, SHORT_SHARE = 128, 1024, 0.8
+# Most steps see short windows, which are cheap; the last tenth sees the full context, so that every position is trained.
+SHORT_TOKENS, FULL_TOKENS, SHORT_SHARE = 128, 1024, 0.9
 
 
 def config() -> LlamaConfig:
@@ -82,7 +82,7 @@ def documents() -> Iterator[list[str]]:
     yield prose((stdlib / "LICENSE.txt").read_text(encoding="utf-8"))
     for path in sorted(stdlib.rglob("*.py")):
         if SKIPPED_FOLDERS.isdisjoint(path.relative_to(stdlib).parts):
-            yield prose(ast.get_docstring(ast.parse(path.read_bytes())) or "")
+            yield prose(ast.get_docstring(ast.parse(path.read_bytes())) or "")[:1]
 
 
 def prose(text: str) -> list[str]:
@@ -134,7 +134,7 @@ def train(model: LlamaForCausalLM, stream: Tensor, steps: int, seed: int) -> Non
     """AdamW under a warm-up and a cosine decay to 2 % of the peak rate."""
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
     random = torch.Generator().manual_seed(seed)
     began = time.monotonic()
@@ -162,9 +162,9 @@ def sample(model: LlamaForCausalLM, text: PreTrainedTokenizerFast, prompt: str) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)

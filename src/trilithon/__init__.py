@@ -1,25 +1,49 @@
-"""Trilithon: a compiler that proves what attention masks mean, and makes attention fast where the proof allows."""
+"""Trilithon: a compiler that proves what attention masks mean, and makes attention fast where the proof allows.
 
-from trilithon.capture.hf import load_model, load_tokenizer
-from trilithon.compiled import Compiled
-from trilithon.compiler import compile, explain, lower
-from trilithon.errors import (
-    CannotCache,
-    CannotLift,
-    CannotLower,
-    CapacityExceeded,
-    CaptureError,
-    GuardFailed,
-    InputError,
-    PassBroke,
-    ShapeError,
-    TrilithonError,
-    VerificationFailed,
-)
-from trilithon.options import Options
-from trilithon.prove.verdict import Proof, Verdict
-from trilithon.spec.assumption import Assumption, Input, attention_mask, position_ids
-from trilithon.spec.masks import And, Causal, Documents, Formula, Full, Mask, Padding, SlidingWindow
+The public names are loaded when first used, so that `trilithon --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+import typing
+
+if typing.TYPE_CHECKING:
+    from trilithon.capture.hf import load_model, load_tokenizer
+    from trilithon.compiled import Compiled
+    from trilithon.compiler import compile, explain, lower
+    from trilithon.errors import (
+        CannotCache,
+        CannotLift,
+        CannotLower,
+        CapacityExceeded,
+        CaptureError,
+        GuardFailed,
+        InputError,
+        PassBroke,
+        ShapeError,
+        TrilithonError,
+        VerificationFailed,
+    )
+    from trilithon.options import Options
+    from trilithon.prove.verdict import Proof, Verdict
+    from trilithon.spec.assumption import Assumption, Input, attention_mask, position_ids
+    from trilithon.spec.masks import And, Causal, Documents, Formula, Full, Mask, Padding, SlidingWindow
+
+_HOMES = {
+    "capture.hf": "load_model load_tokenizer",
+    "compiled": "Compiled",
+    "compiler": "compile explain lower",
+    "errors": "CannotCache CannotLift CannotLower CapacityExceeded CaptureError GuardFailed InputError PassBroke ShapeError"
+    " TrilithonError VerificationFailed",
+    "options": "Options",
+    "prove.verdict": "Proof Verdict",
+    "spec.assumption": "Assumption Input attention_mask position_ids",
+    "spec.masks": "And Causal Documents Formula Full Mask Padding SlidingWindow",
+}
+_HOME = {name: f"trilithon.{module}" for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "And",
@@ -55,3 +79,26 @@ __all__ = [
     "lower",
     "position_ids",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'trilithon' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+class _Package(types.ModuleType):
+    """Importing the folder `trilithon.lower` must not hide the function `trilithon.lower`."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -64,6 +64,11 @@ class Compiled:
         return program
 
     @property
+    def program(self) -> Program:
+        """The call that was compiled first, as its fast and its general module."""
+        return next(iter(self._programs.values()))
+
+    @property
     def decoder(self) -> CachedDecoder:
         """Prefill and decode over the static KV cache.
 

@@ -17,7 +17,7 @@ from trilithon.compiled import Compiled
 from trilithon.errors import CannotCache, InputError
 from trilithon.lower.backend import lower_module, resolve_backend
 from trilithon.options import Options
-from trilithon.prove.program import Examined, examine_program, proves, size_ranges
+from trilithon.prove.program import Examined, examine_program, prover_of, size_ranges
 from trilithon.report.build import site_report, versions
 from trilithon.report.report import Report
 from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
@@ -124,7 +124,7 @@ def lower(
         options: solver budget.
     """
     analysis = analyse(program, None, None, tuple(assume), options)
-    return rewrite(analysis.captured.program, analysis.proved, proves)[0]
+    return rewrite(analysis.captured.program, analysis.proved, prover_of(analysis.captured.program))[0]
 
 
 def compile(
@@ -193,8 +193,9 @@ def _program(model: Any, analysis: Analysis, backend: str, options: Options) -> 
     """Rewrite and lower one captured call, and verify it against the captured program."""
     started = time.perf_counter()
     general = analysis.captured.program
-    rewritten, outcomes = rewrite(general, analysis.proved, proves)
-    fast = lower_module(unlift(rewritten), backend, options, decode=False)
+    rewritten, outcomes = rewrite(general, analysis.proved, prover_of(general))
+    fast_module = unlift(rewritten)
+    fast = lower_module(fast_module, backend, options, decode=False)
     held = {
         n.name: n.meta["val"]
         for n in general.graph.nodes
@@ -211,7 +212,8 @@ def _program(model: Any, analysis: Analysis, backend: str, options: Options) -> 
         when_guard_fails=options.when_guard_fails,
     )
     if options.verify:
-        verify_program(program, held)
+        device = next((w.device for w in fast_module.buffers()), torch.device("cpu"))
+        verify_program(program, held, device)
     seconds = {**analysis.report.seconds, "rewrite, lower and verify": time.perf_counter() - started}
     passes = {name: outcome.changed for name, outcome in outcomes.items()}
     return program, replace(analysis.report, passes=passes, seconds=seconds, notes=(f"backend: {backend}",))
@@ -223,7 +225,7 @@ def _decoder(model: Any, max_tokens: int, backend: str, options: Options) -> Cac
         return _no_cache(model)
     example, shapes = hf.example_for(model, ("input_ids", "position_ids"))
     analysis = analyse(model, example, shapes, (), options)
-    program, _ = rewrite(analysis.captured.program, analysis.proved, proves)
+    program, _ = rewrite(analysis.captured.program, analysis.proved, prover_of(analysis.captured.program))
     try:
         kept = cache_shapes(program)
     except CannotCache as refusal:

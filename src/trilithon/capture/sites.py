@@ -173,10 +173,9 @@ def _consumer(softmax: Node) -> Node | None:
     """The product of the attention weights with V."""
     node = softmax
     while True:
-        readers = [u for u in node.users if u.target is not aten._assert_tensor_metadata.default]
-        if len(readers) != 1:
+        if len(node.users) != 1:
             return None
-        (user,) = readers
+        (user,) = node.users
         if user.target in MATMUL:
             return user if user.args[0] is node else None
         if user.target not in WEIGHT_OPS or (user.target is aten.dropout.default and user.args[2]):

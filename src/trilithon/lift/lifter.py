@@ -14,6 +14,7 @@ from trilithon.errors import CannotLift
 from trilithon.lift import constants
 from trilithon.lift.handlers import HANDLERS
 from trilithon.lift.registry import Call, Obligation
+from trilithon.lift.sizes import from_sympy
 from trilithon.lift.symtensor import INTEGERS, Idx, SymTensor, dtype_name, sort_of
 from trilithon.passes import bound_arguments, where_of
 from trilithon.spec import float_term
@@ -126,30 +127,3 @@ class Lifter:
         if isinstance(value, torch.SymInt):
             return from_sympy(value.node.expr)
         raise TypeError(f"no size: {value!r}")
-
-
-def from_sympy(expr: Any) -> Term:
-    """A size expression of torch.export as a term; an unknown function becomes a symbol of its own."""
-    if expr.is_Integer:
-        return t.integer(int(expr))
-    if expr.is_Symbol:
-        return t.var(str(expr))
-    arguments = [from_sympy(a) for a in expr.args] if not expr.is_Pow else []
-    if expr.is_Add:
-        return t.add(*arguments)
-    if expr.is_Mul and all(a.is_integer for a in expr.args):
-        product = t.ONE
-        for a in arguments:
-            product = t.mul(product, a)
-        return product
-    if expr.is_Pow and expr.exp.is_Integer and int(expr.exp) > 0:
-        power = from_sympy(expr.base)
-        return power if int(expr.exp) == 1 else t.mul(power, from_sympy(expr.base ** (int(expr.exp) - 1)))
-    name = type(expr).__name__
-    if name in ("Max", "Min") and len(arguments) == 2:
-        return (t.maximum if name == "Max" else t.minimum)(*arguments)
-    if name in ("FloorDiv", "CleanDiv") and expr.args[1].is_positive:
-        return t.floor_div(*arguments)
-    if name in ("Mod", "PythonMod") and expr.args[1].is_positive:
-        return t.mod(*arguments)
-    return t.read(f"size:{expr}", (), "int")

@@ -39,8 +39,6 @@ ELEMENTWISE = {
     }.items()
     for overload in overloads
 }
-SIZES = {aten.sym_size.int}
-NO_VALUE = {aten._assert_tensor_metadata.default}
 
 
 def token_axes(program: ExportedProgram, tokens: Mapping[str, int], attention: Any) -> dict[Node, Label]:
@@ -77,10 +75,8 @@ def refuse(node: Node, why: str) -> CannotCache:
 
 
 def _check_sizes(node: Node) -> None:
-    if node.op == "output" or node.target in SIZES or node.target in NO_VALUE or "sym" in str(node.target):
-        return
-    held = node.meta.get("val")
-    if held is not None and not isinstance(held, (torch.SymInt, int)):
+    """Sizes and assertions about them make no values; a list of tensors would."""
+    if node.op != "output" and isinstance(node.meta.get("val"), (list, tuple)):
         raise refuse(node, f"{node.target} is not modelled")
 
 
@@ -115,7 +111,7 @@ def _elementwise(node: Node, operands: list[Node], labels: Mapping[Node, Label])
     rank = node.meta["val"].dim()
     if any(isinstance(x.meta.get("val"), torch.SymInt) for x in node.all_input_nodes):
         raise refuse(node, "it computes with the number of tokens")
-    axes = {rank - x.meta["val"].dim() + axis for x in operands if (axis := labels[x]) is not None}
+    axes: set[int] = {rank - x.meta["val"].dim() + own for x in operands if (own := labels[x]) is not None}
     if len(axes) != 1:
         raise refuse(node, "it combines different tokens")
     (axis,) = axes
@@ -195,7 +191,8 @@ def _expand(node: Node, labels: Mapping[Node, Label]) -> Label:
     source: Any = node.args[0]
     axis = labels[source]
     assert axis is not None
-    return axis + node.meta["val"].dim() - source.meta["val"].dim()
+    added: int = node.meta["val"].dim() - source.meta["val"].dim()
+    return axis + added
 
 
 def _off_axis(node: Node, labels: Mapping[Node, Label]) -> Label:

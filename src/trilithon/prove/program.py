@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,7 @@ def _examine(
     return Examined(site, meaning, done[key], None)
 
 
-def proves(goal: Term, bounds: dict[str, Term]) -> bool:
-    """Does `goal` hold for all indices within the bounds? For passes that move indices."""
-    return Prover(bounds, {}, {}, seconds=5.0).valid(goal).status == "valid"
+def prover_of(program: ExportedProgram) -> Callable[[Term, dict[str, Term]], bool]:
+    """For passes: `proves(goal, bounds)` asks whether `goal` holds for all indices within the bounds and all sizes."""
+    ranges = size_ranges(program)
+    return lambda goal, bounds: Prover(bounds, ranges, {}, seconds=5.0).valid(goal).status == "valid"

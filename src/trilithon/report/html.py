@@ -23,6 +23,7 @@ def report_html(report: Report) -> str:
         _section("Attention sites", _sites(found)),
         _section("Masks", f"<div class='pictures'>{''.join(_figure(*pair) for pair in distinct_masks(report))}</div>"),
         _section("Assumptions", _assumptions(found)),
+        _section("Other proved forms", _others(found)),
         _section("Lifted formulas", "".join(_formula(g) for g in found if g.site.formula)),
         _section("Details", _details(report)),
     ]
@@ -37,13 +38,13 @@ def _section(title: str, content: str) -> str:
 
 def _summary(report: Report) -> str:
     counts = {verdict: sum(s.verdict is verdict for s in report.sites) for verdict in Verdict}
-    shown = " ".join(f"{_badge(verdict)} {count}" for verdict, count in counts.items() if count)
+    shown = " ".join(_badge(verdict, f"{count} {verdict.name}") for verdict, count in counts.items() if count)
     sites = "1 attention site" if len(report.sites) == 1 else f"{len(report.sites)} attention sites"
     return f"{sites}, captured by {escape(report.route)}. {shown}"
 
 
-def _badge(verdict: Verdict) -> str:
-    return f"<span class='badge {verdict.value}'>{verdict.name}</span>"
+def _badge(verdict: Verdict, text: str) -> str:
+    return f"<span class='badge {verdict.value}'>{text}</span>"
 
 
 def _sites(found: list[Group]) -> str:
@@ -56,7 +57,8 @@ def _row(group: Group) -> str:
     site = group.site
     count = f"<br><small>{group.count} sites</small>" if group.count > 1 else ""
     name = f"<code>{escape(group.name)}</code>{count}"
-    cells = (_badge(site.verdict), name, f"<code>{escape(form(group))}</code>", escape(assuming(group)), escape(site.runs_on))
+    mask = f"<code>{escape(form(group))}</code>"
+    cells = (_badge(site.verdict, site.verdict.name), name, mask, escape(assuming(group)), escape(site.runs_on))
     rows = f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     if site.verdict is not Verdict.PROVED:
         rows += f"<tr class='why'><td></td><td colspan='4'>{_explanation(group)}</td></tr>"
@@ -76,22 +78,28 @@ def _figure(mask: Mask, role: str) -> str:
     drawing = draw(mask)
     caption = "" if isinstance(drawing, str) else drawing.caption
     small = f"<small>{escape(caption)}</small>" if caption else ""
-    return f"<figure>{svg(mask)}<figcaption><code>{escape(str(mask))}</code><span>{escape(role)}</span>{small}</figcaption></figure>"
+    words = f"<code>{escape(str(mask))}</code><span>{escape(role)}</span>{small}"
+    return f"<figure>{svg(mask)}<figcaption>{words}</figcaption></figure>"
 
 
 def _assumptions(found: list[Group]) -> str:
-    listed = dict.fromkeys(a for g in found for a in g.site.assumptions)
-    items = [f"<li>{escape(a.text)} <span class='source'>{escape(a.source)}</span></li>" for a in listed]
-    items += [
-        f"<li class='other'>{escape(text)}</li>"
-        for text in dict.fromkeys(f"proved too: {p.mask} {condition(p)}" for g in found for p in g.site.alternatives)
-    ]
-    return f"<ul>{''.join(items)}</ul>" if items else "<p>None: the proofs hold for every input.</p>"
+    proved = [g.site for g in found if g.site.verdict is Verdict.PROVED]
+    listed = dict.fromkeys(a for site in proved for a in site.assumptions)
+    items = "".join(f"<li>{escape(a.text)} <span class='source'>{escape(a.source)}</span></li>" for a in listed)
+    return f"<ul>{items}</ul>" if items else "<p>None: the proofs hold for every input.</p>" if proved else ""
+
+
+def _others(found: list[Group]) -> str:
+    forms = dict.fromkeys((str(p.mask), condition(p)) for g in found for p in g.site.alternatives)
+    items = "".join(f"<li><code>{escape(mask)}</code> {escape(when)}</li>" for mask, when in forms)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _formula(group: Group) -> str:
     where = f"<p>at <code>{escape(group.line)}</code></p>" if group.line else ""
-    return f"<details><summary><code>{escape(group.label)}</code></summary>{where}<pre>{escape(group.site.formula)}</pre></details>"
+    state = "" if group.site.verdict is Verdict.PROVED else " open"
+    summary = f"<summary><code>{escape(group.label)}</code></summary>"
+    return f"<details{state}>{summary}{where}<pre>{escape(group.site.formula)}</pre></details>"
 
 
 def _details(report: Report) -> str:
@@ -136,7 +144,6 @@ figcaption span{color:var(--soft)}
 ul{margin:0;padding-left:1.2rem}
 .source{margin-left:.4rem;padding:0 .45rem;border-radius:.3rem;background:var(--card);border:1px solid var(--line);
 color:var(--soft);font-size:.78rem}
-.other{color:var(--soft)}
 details{margin:.4rem 0;padding:.5rem .8rem;background:var(--card);border:1px solid var(--line);border-radius:.5rem}
 summary{cursor:pointer}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0 .2rem}

@@ -130,6 +130,7 @@ class Report:
         from trilithon.report.html import report_html
 
         path = Path(path)
-        kinds = {".json": self.to_json, ".html": lambda: report_html(self)}
-        path.write_text(kinds.get(path.suffix, lambda: str(self))())
+        text = report_html(self) if path.suffix == ".html" else self.to_json() if path.suffix == ".json" else str(self)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
         return path

@@ -73,7 +73,9 @@ def form(group: Group) -> str:
 
 
 def assuming(group: Group) -> str:
-    """The assumptions of the sites in a few words."""
+    """The assumptions of a proof in a few words; those of a failed one are with its reason."""
+    if group.site.verdict is not Verdict.PROVED:
+        return "kept as exported"
     return "; ".join(map(str, group.site.assumptions)) or "no assumptions"
 
 

@@ -1,24 +1,20 @@
-"""Remove what only dead masks used, and assertions that restate what the graph's metadata says."""
+"""Remove what only dead masks used."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch.fx import GraphModule, Node
 
 from trilithon.passes import Outcome
 
-METADATA_ASSERT = torch.ops.aten._assert_tensor_metadata.default
-
 
 @dataclass(frozen=True)
 class EraseDeadMasks:
-    """Erase metadata assertions, then every node that nothing reads.
+    """Erase every node that nothing reads.
 
-    %gt = gt(%k, %q)                       (nothing: the attention that read %m takes no mask now)
-    _assert_tensor_metadata(%gt, ...)  =>
+    %gt = gt(%k, %q)              =>   (nothing: the attention that read %m takes no mask now)
     %m = where(%gt, 0, -inf)
     """
 
@@ -26,9 +22,6 @@ class EraseDeadMasks:
 
     def __call__(self, gm: GraphModule) -> Outcome:
         before = len(gm.graph.nodes)
-        for node in list(gm.graph.nodes):
-            if node.target is METADATA_ASSERT:
-                gm.graph.erase_node(node)
         gm.graph.eliminate_dead_code(_has_effect)
         return Outcome(before - len(gm.graph.nodes))
 

@@ -8,6 +8,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from trilithon.passes import Outcome, Pass, run_passes
+from trilithon.rewrite.drop_proved_asserts import DropProvedAsserts
 from trilithon.rewrite.erase_dead_masks import EraseDeadMasks
 from trilithon.rewrite.fold_grouped_heads import FoldGroupedHeads, Proves
 from trilithon.rewrite.fuse_attention import FuseAttention, Proved
@@ -35,6 +36,7 @@ def rewrite(
         FoldGroupedHeads(program, proves),  # needs the canonical op's plain k and v
         RestoreStaticHeads(),
         RelaxViews(),  # after the passes that look for views
+        DropProvedAsserts(proves),
         EraseDeadMasks(),  # last: a mask dies only when nobody reads it any more
     )
     outcomes = run_passes(gm, passes, after)

@@ -210,10 +210,6 @@ def maximum(a: Term, b: Term) -> Term:
     return ite(le(b, a), a, b)
 
 
-def absolute(a: Term) -> Term:
-    return ite(le(ZERO, a), a, -a)
-
-
 def prefix_sum(body: Term, upper: Term) -> Term:
     """`sum of body over its counter = 0 .. upper`; the counter of `body` is `counter(depth)`."""
     return make("prefix_sum", (body, upper), "int")

@@ -1,0 +1,89 @@
+"""What this machine has, what each backend can do on it, and why not."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from trilithon.bench.roofline import machine_name
+from trilithon.errors import TrilithonError
+from trilithon.lower.backend import resolve_backend
+from trilithon.options import BACKENDS
+
+PACKAGES = ("trilithon", "torch", "transformers", "z3-solver", "numpy", "safetensors", "triton")
+TENSORRT_PACKAGES = ("tensorrt-rtx", "tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+
+
+def diagnose() -> dict[str, Any]:
+    """Versions, devices and backends as plain data.
+
+    Returns:
+        `versions` (package -> version or None), `devices` (name -> what it is), `backends` (name -> `works`, `says`).
+    """
+    found = {package: _version(package) for package in (*PACKAGES, *TENSORRT_PACKAGES)}
+    missing = {package for package in TENSORRT_PACKAGES[1:] if found[package] is None}
+    versions = {"python": platform.python_version()} | {name: v for name, v in found.items() if name not in missing}
+    return {
+        "versions": versions,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "devices": _devices(),
+        "backends": {name: _backend(name) for name in BACKENDS},
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The diagnosis for people."""
+    lines = ["versions", *(f"  {name:14}{version or 'not installed'}" for name, version in found["versions"].items())]
+    lines += [
+        "machine",
+        f"  {'system':14}{found['system']}",
+        *(f"  {name:14}{text}" for name, text in found["devices"].items()),
+    ]
+    lines += ["backends"]
+    for name, backend in found["backends"].items():
+        lines.append(f"  {name:14}{'works' if backend['works'] else 'does not work'}: {backend['says']}")
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> dict[str, str]:
+    devices = {"cpu": machine_name(torch.device("cpu"))}
+    for index in range(torch.cuda.device_count()):
+        held = torch.cuda.get_device_properties(index)
+        devices[f"cuda:{index}"] = (
+            f"{held.name}, {held.total_memory / 2**30:.0f} GiB, compute capability {held.major}.{held.minor}"
+        )
+    if not torch.cuda.is_available():
+        built = f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else "this torch was built without CUDA"
+        devices["cuda"] = f"none; {built}"
+    return devices
+
+
+def _backend(name: str) -> dict[str, Any]:
+    try:
+        chosen = resolve_backend(name)
+    except TrilithonError as error:
+        return {"works": False, "says": "; ".join(part for part in (error.why or error.what, error.todo) if part)}
+    if name == "auto":
+        return {"works": True, "says": f"chooses {chosen}"}
+    return {"works": True, "says": _abilities()[name]}
+
+
+def _abilities() -> dict[str, str]:
+    if torch.cuda.is_available():
+        native = "PyTorch SDPA on the GPU, through Inductor, decode steps as CUDA graphs"
+    else:
+        compiler = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
+        inductor = f"Inductor on request ({compiler})" if compiler else "no Inductor: it needs a C++ compiler"
+        native = f"PyTorch SDPA on the CPU; {inductor}; no CUDA graphs: no GPU"
+    return {"eager": "the canonical op written out in PyTorch, on any device: the reference", "native": native}

@@ -1,0 +1,69 @@
+"""Measure one model: its rows on this machine, with the floor of the job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from trilithon.bench.candidates import ROWS, candidates, decoder_size
+from trilithon.bench.roofline import Job, measure_machine
+from trilithon.bench.rows import Bench, run_rows
+from trilithon.bench.table import Table
+from trilithon.compiled import Compiled
+from trilithon.report.build import versions
+
+CPU_JOB, GPU_JOB = (128, 64), (2048, 128)  # tokens in, tokens out, where the caller does not say
+
+
+def random_ids(model: nn.Module, tokens: int, seed: int = 0) -> Tensor:
+    """A prompt `[1 s]` of random ids, on the model's device."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, int(model.config.vocab_size), (1, tokens), generator=generator)  # type: ignore[union-attr, arg-type]
+    return ids.to(next(model.parameters()).device)
+
+
+def measure_model(
+    model: nn.Module,
+    name: str,
+    ids: Tensor,
+    new_tokens: int,
+    *,
+    repeats: int = 3,
+    rows: Sequence[str] = ROWS,
+    backend: str = "auto",
+    command: str = "",
+    compiled: Compiled | None = None,
+    console: Console | None = None,
+) -> Table:
+    """Run the rows of `candidates` on this machine; see there for the arguments.
+
+    Args:
+        name: of the model, for people.
+        repeats: timed runs of a row.
+        command: the line that repeats the table.
+        console: where the progress bar is drawn.
+    """
+    parameter = next(model.parameters())
+    chosen = candidates(model, ids, new_tokens, rows=rows, backend=backend, compiled=compiled)
+    batch, prompt = ids.shape
+    job = Job(
+        size=decoder_size(model),
+        value_bytes=parameter.element_size(),
+        prompt_tokens=prompt,
+        new_tokens=new_tokens,
+        batch=batch,
+    )
+    bench = Bench(
+        model=name,
+        job=job,
+        machine=measure_machine(parameter.device, parameter.dtype),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=parameter.device,
+        command=command,
+        versions={name: version for name, version in versions().items() if name in ("trilithon", "transformers")},
+        repeats=repeats,
+    )
+    return run_rows(chosen, bench, console=console)
