@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `trilithon --help` answ
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from importlib import metadata
@@ -162,11 +163,13 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the reports, the table and the chart.")] = Path("out"),
 ) -> None:
     """Explain, compile, generate and measure small models on this machine, in a few minutes and without a GPU."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # all that is loaded lies here, and loads in a blink
     from rich.console import Console
 
     from trilithon.bench.demo import run_demo
 
-    run_demo(out, Console())
+    if not run_demo(out, Console()):
+        raise typer.Exit(1)
 
 
 @app.command()

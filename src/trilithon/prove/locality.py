@@ -53,7 +53,10 @@ def token_axes(program: ExportedProgram, tokens: Mapping[str, int], attention: A
         CannotCache: a node mixes tokens, depends on the number of tokens, or is not modelled.
     """
     labels: dict[Node, Label] = {}
+    inputs = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    symbols = set().union(*(_symbols(inputs[name].meta["val"].shape[axis]) for name, axis in tokens.items()))
     for node in program.graph.nodes:
+        _refuse_length(node, labels, symbols)
         if node.op == "placeholder":
             labels[node] = tokens.get(node.name)
         elif node.op == "output" or not isinstance(node.meta.get("val"), torch.Tensor):
@@ -89,7 +92,6 @@ def _attention(node: Node, labels: Mapping[Node, Label]) -> Label:
 def _transfer(node: Node, labels: Mapping[Node, Label]) -> Label:
     operands = [x for x in node.all_input_nodes if isinstance(x.meta.get("val"), torch.Tensor)]
     if not any(labels[x] is not None for x in operands):
-        _refuse_length(node)
         return None
     if node.target in ELEMENTWISE:
         return _elementwise(node, operands, labels)
@@ -99,18 +101,24 @@ def _transfer(node: Node, labels: Mapping[Node, Label]) -> Label:
     return rule(node, labels)
 
 
-def _refuse_length(node: Node) -> None:
-    """A tensor made from no token must not vary with the number of tokens: positions would not be shifted."""
-    if any(not isinstance(size, int) for size in node.meta["val"].shape) or any(
-        isinstance(x.meta.get("val"), torch.SymInt) for x in node.all_input_nodes
-    ):
-        raise refuse(node, f"{node.target} makes values from the number of tokens, not from position_ids")
+def _symbols(size: Any) -> set[Any]:
+    """The size symbols of an int or SymInt."""
+    return set(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else set()
+
+
+def _refuse_length(node: Node, labels: Mapping[Node, Label], symbols: set[Any]) -> None:
+    """A value must not come from the number of tokens, as an arange's does: in a cache that number is another."""
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor) or node.target in RESHAPES:
+        return
+    for x in node.all_input_nodes:
+        held = x.meta.get("val")
+        sizes = held.shape if isinstance(held, torch.Tensor) and labels[x] is None else [held]
+        if any(_symbols(size) & symbols for size in sizes):
+            raise refuse(node, f"{node.target} makes values from the number of tokens, not from position_ids")
 
 
 def _elementwise(node: Node, operands: list[Node], labels: Mapping[Node, Label]) -> Label:
     rank = node.meta["val"].dim()
-    if any(isinstance(x.meta.get("val"), torch.SymInt) for x in node.all_input_nodes):
-        raise refuse(node, "it computes with the number of tokens")
     axes: set[int] = {rank - x.meta["val"].dim() + own for x in operands if (own := labels[x]) is not None}
     if len(axes) != 1:
         raise refuse(node, "it combines different tokens")
@@ -213,12 +221,33 @@ def _cat(node: Node, labels: Mapping[Node, Label]) -> Label:
     return axes.pop()
 
 
+def _matmul(node: Node, labels: Mapping[Node, Label]) -> Label:
+    """Tokens may be rows of the left factor or columns of the right one, never what is summed over."""
+    a, b = node.all_input_nodes
+    rank: int = node.meta["val"].dim()
+    left, right = labels[a], labels[b]
+    if right is None and left == a.meta["val"].dim() - 2:
+        return rank - 2
+    if left is None and right == b.meta["val"].dim() - 1:
+        return rank - 1
+    raise refuse(node, "it multiplies along tokens")
+
+
+RESHAPES = {
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.expand.default,
+    aten.slice.Tensor,
+}
 RULES: dict[Any, Callable[[Node, Mapping[Node, Label]], Label]] = {
     aten.mean.dim: _same_axis,
     aten.softmax.int: _same_axis,
     aten.layer_norm.default: _same_axis,
     aten.rms_norm.default: _same_axis,
     aten.linear.default: _linear,
+    aten.matmul.default: _matmul,
+    aten.bmm.default: _matmul,
     aten.embedding.default: _embedding,
     aten.view.default: _view,
     aten.reshape.default: _view,

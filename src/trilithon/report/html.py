@@ -9,7 +9,7 @@ from trilithon.prove.verdict import Verdict
 from trilithon.report.groups import Group, condition, distinct_masks, groups
 from trilithon.report.picture import draw, svg
 from trilithon.report.report import Report
-from trilithon.report.text import assuming, facts, form
+from trilithon.report.text import NOTHING, assuming, facts, form
 from trilithon.spec.masks import Mask
 
 
@@ -48,9 +48,11 @@ def _badge(verdict: Verdict, text: str) -> str:
 
 
 def _sites(found: list[Group]) -> str:
+    if not found:
+        return f"<p>{NOTHING}</p>"
     rows = "".join(_row(g) for g in found)
     heads = "".join(f"<th>{name}</th>" for name in ("Verdict", "Attention", "Mask", "Assuming", "Runs on"))
-    return f"<div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>" if rows else ""
+    return f"<div class='wide'><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
 def _row(group: Group) -> str:

@@ -24,18 +24,23 @@ class Drawing:
     Attributes:
         cells: bool `[queries, keys]`, True = may attend.
         every: one cell stands for the first of so many queries and keys.
-        example: the tables that were put in where the caller gave none, as text; "" if the mask reads none.
+        example: name -> one value a key, of the tables that were put in where the caller gave none.
     """
 
     cells: Tensor
     every: int
-    example: str
+    example: dict[str, list[int]]
+
+    @property
+    def scale(self) -> str:
+        """What one cell stands for, where that is more than one query and key."""
+        return f"one cell for {self.every} queries and keys" if self.every > 1 else ""
 
     @property
     def caption(self) -> str:
-        """What has to be said with the picture, or ""."""
-        scale = f"one cell for {self.every} queries and keys" if self.every > 1 else ""
-        return "; ".join(part for part in (scale, f"for {self.example}" if self.example else "") if part)
+        """All that has to be said with the picture, or ""."""
+        tables = [f"for {name} = {' '.join(map(str, row))}" for name, row in self.example.items()]
+        return "; ".join([self.scale, *tables] if self.scale else tables)
 
 
 def draw(mask: Mask, s: int = 16, t: int = 16, inputs: Mapping[str, Tensor] | None = None) -> Drawing | str:
@@ -56,11 +61,13 @@ def draw(mask: Mask, s: int = 16, t: int = 16, inputs: Mapping[str, Tensor] | No
     known = {name: table for name, table in examples.items() if table is not None}
     spread = substitute(mask.term(), {Q: every * Q, K: every * K, S: every * S, T: every * T})
     cells = Formula(spread).materialize(1, 1, s, t, {**given, **known})[0, 0]
-    return Drawing(cells, every, "; ".join(f"{name} = {_row(table[0, ::every])}" for name, table in known.items()))
+    return Drawing(cells, every, {name: table[0, ::every].tolist() for name, table in known.items()})
 
 
 def picture(mask: Mask, s: int = 16, t: int = 16, inputs: Mapping[str, Tensor] | None = None) -> str:
     """A drawing of a mask in half blocks, two queries a line; see `draw` for the arguments.
+
+    Below it stand the tables that were made up for it, the last digit of each value below its key.
 
             keys ->
             ┌────┐
@@ -78,7 +85,8 @@ def picture(mask: Mask, s: int = 16, t: int = 16, inputs: Mapping[str, Tensor] |
     body = [f"{margin}│{bar}│" for margin, bar in zip(margins, bars, strict=False)]
     edge = "─" * t
     lines = [f"{'':8}keys ->", f"{'':8}┌{edge}┐", *body, f"{'':8}└{edge}┘"]
-    return "\n".join([*lines, *([drawing.caption] if drawing.caption else [])])
+    lines += [f"{'':9}{_digits(row)}  {name}" for name, row in drawing.example.items()]
+    return "\n".join([*lines, *([drawing.scale] if drawing.scale else [])])
 
 
 _BLOCKS = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
@@ -128,7 +136,7 @@ def _example(mask: Mask, name: str, t: int, every: int) -> Tensor | None:
         if isinstance(part, Padding) and part.table == name:
             return (torch.arange(length) >= LEFT_PADDING * every).long()[None]
         if isinstance(part, Documents) and _is_row_table(part.segment, name):
-            restart = 5 * t // 8 * every
+            restart = 3 * t // 8 * every
             positions = torch.cat([torch.arange(restart), torch.arange(length - restart)])
             return (positions if "position" in name else (torch.arange(length) >= restart).long())[None]
     return None
@@ -139,5 +147,6 @@ def _is_row_table(segment: Term, name: str) -> bool:
     return all(len(x.args) == 3 and x.sort != "float" for x in reads)
 
 
-def _row(values: Tensor) -> str:
-    return " ".join(str(value) for value in values.tolist())
+def _digits(row: list[int]) -> str:
+    """The last digit of each value, so that each stands below its key."""
+    return "".join(str(value % 10) for value in row)

@@ -17,8 +17,10 @@ from trilithon.report.groups import Group, condition, distinct_masks, groups
 from trilithon.report.picture import picture
 from trilithon.report.report import Report
 from trilithon.spec.assumption import Assumption
+from trilithon.spec.masks import Mask
 
 COLOURS = {Verdict.PROVED: "green", Verdict.REFUTED: "red", Verdict.UNKNOWN: "yellow", Verdict.VACUOUS: "magenta"}
+NOTHING = "no attention was found"
 LONGEST_FORMULA = 160  # characters of a formula in text; the page and the JSON have all of it
 
 
@@ -27,7 +29,7 @@ def report_text(report: Report) -> str:
     found = groups(report)
     columns = [(g.site.verdict.name, g.label, form(g)) for g in found]
     widths = [max((len(row[i]) for row in columns), default=0) for i in range(3)]
-    lines = [heading(report)]
+    lines = [heading(report), *([] if found else [f"  {NOTHING}"])]
     for group, row in zip(found, columns, strict=True):
         cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append(f"  {cells}  {assuming(group)}; runs on {group.site.runs_on}")
@@ -35,31 +37,38 @@ def report_text(report: Report) -> str:
     return "\n".join([*lines, *(f"{name}: {text}" for name, text in facts(report))])
 
 
-def render(report: Report, console: Console) -> None:
-    """Print the report with a table of its sites and a picture of each distinct mask."""
+def render(report: Report, console: Console, drawn: set[Mask] | None = None) -> None:
+    """Print the report with a table of its sites and a picture of each distinct mask.
+
+    Args:
+        drawn: masks drawn before, which are not drawn again; those drawn here are added. Versions are then left out.
+    """
     console.print(Text(heading(report), style="bold"))
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("attention", no_wrap=True)
-    table.add_column("mask, and what that rests on", overflow="fold")
-    table.add_column("runs on", overflow="fold")
-    for g in groups(report):
-        verdict = Text(g.site.verdict.name, style=COLOURS[g.site.verdict])
-        mask = Text.assemble((form(g), "bold"), "\n", (assuming(g), "dim"))
-        sites = Text.assemble(g.name, (f"\n{g.count} sites" if g.count > 1 else "", "dim"))
-        table.add_row(verdict, sites, mask, Text(g.site.runs_on))
-    console.print(table)
+    console.print(_table(report) if report.sites else NOTHING)
     for group in groups(report):
         for line in explanation(group):
             console.print(Padding(Text(line, style=COLOURS[group.site.verdict]), (0, 0, 0, 2)))
-    pictures = [
-        Stack(Text(str(mask), style="bold"), Text(role, style="dim"), Text(picture(mask)))
-        for mask, role in distinct_masks(report)
-    ]
-    if pictures:
+    known = set() if drawn is None else drawn
+    new = [(mask, role) for mask, role in distinct_masks(report) if mask not in known]
+    known.update(mask for mask, _ in new)
+    if new:
+        pictures = [Stack(Text(str(mask), style="bold"), Text(role, style="dim"), Text(picture(mask))) for mask, role in new]
         console.print(Padding(Columns(pictures, padding=(0, 4)), (1, 0)))
     for name, text in facts(report):
-        console.print(Text.assemble((f"{name}: ", "bold"), text))
+        if drawn is None or name != "versions":
+            console.print(Text.assemble((f"{name}: ", "bold"), text))
+
+
+def _table(report: Report) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("attention", no_wrap=True)
+    table.add_column("mask", overflow="fold")
+    for g in groups(report):
+        sites = Text.assemble(g.name, (f"\n{g.count} sites" if g.count > 1 else "", "dim"))
+        mask = Text.assemble((form(g), "bold"), "\n", assuming(g), "\n", (f"runs on {g.site.runs_on}", "dim"))
+        table.add_row(Text(g.site.verdict.name, style=COLOURS[g.site.verdict]), sites, mask)
+    return table
 
 
 def heading(report: Report) -> str:

@@ -1,0 +1,227 @@
+"""The command line: each command on a tiny model, and the text of its errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from trilithon import cli
+from trilithon.bench import demo
+from trilithon.bench.table import Table
+from trilithon.capture import hf
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys) -> Run:
+    """Run `trilithon` with these words, in this process."""
+
+    def run(*words: str | Path) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["trilithon", *map(str, words)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Ran(exit.value.code or 0, out, err)  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A Llama of one layer with random weights over bytes, and its tokenizer."""
+    path = tmp_path_factory.mktemp("tiny-llama")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    core = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in bytes_to_unicode().items()}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def config_folder(folder, tmp_path_factory) -> Path:
+    """A folder with a configuration and nothing else."""
+    path = tmp_path_factory.mktemp("config-only")
+    (path / "config.json").write_text((folder / "config.json").read_text())
+    return path
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, trilithon.cli; assert not {'torch', 'transformers', 'z3', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_and_version(run):
+    text = run("--help").out
+    assert all(name in text for name in ("explain", "generate", "bench", "demo", "doctor"))
+    assert re.fullmatch(r"trilithon \d+\.\d+\.\d+\S*\n", run("--version").out)
+
+
+def test_explain_needs_a_configuration_only(run, config_folder, tmp_path):
+    page, data = tmp_path / "report.html", tmp_path / "report.json"
+    ran = run("explain", config_folder, "--inputs", "input_ids,position_ids", "--html", page, "--json", data)
+    assert ran.code == 0, ran.err
+    assert "PROVED" in ran.out
+    assert "model.layers.0.self_attn" in ran.out
+    assert "each row of position_ids is consecutive" in " ".join(ran.out.split())
+    assert "queries │█▄" in ran.out
+    assert page.read_text().startswith("<!doctype html>")
+    (site,) = json.loads(data.read_text())["sites"]
+    assert (site["verdict"], site["mask"]) == ("proved", "causal")
+
+
+def test_explain_eager_attention(run, config_folder):
+    ran = run("explain", config_folder, "--attention", "eager")
+    assert ran.code == 0, ran.err
+    assert "causal" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("explain", "lama-3.2-1b"), ("unknown model 'lama-3.2-1b'", "it is no preset", "did you mean llama-3.2-1b?")),
+        (("explain", "gpt2", "--attention", "flash"), ("unknown attention 'flash'", "choose sdpa or eager")),
+        (("explain", "gpt2", "--layers", "1", "--inputs", "pixels"), ("no example for the input 'pixels'", "input_ids")),
+        (("generate", "gpt2", "--prompt", "hi"), ("gpt2 has no tokenizer", "random", "--prompt-tokens 16")),
+        (("generate", "gpt2", "--prompt", "a", "--prompt-tokens", "4"), ("both --prompt and", "one of them")),
+        (("generate", "gpt2", "--prompt-tokens", "4", "--dtype", "int8"), ("unknown dtype 'int8'", "float16")),
+        (("bench", "minilm", "--device", "cpu"), ("cannot measure generation with BertModel", "byte-llama")),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0] in ("explain", "generate", "bench") else "",
+)
+def test_an_error_is_its_text_and_exit_code_1(run, words, expected):
+    ran = run(*words)
+    assert ran.code == 1
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    for part in expected:
+        assert part in ran.err
+    first, *rest = ran.err.splitlines()
+    assert not first.startswith(" ")
+    assert all(line.startswith("  ") for line in rest)
+
+
+def test_generate_text(run, folder):
+    ran = run("generate", folder, "--prompt", "Hello", "--max-new-tokens", "12", "--device", "cpu")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("Hello")
+    assert re.search(r"12 tokens in .*: the first after .*, then .* tokens/s", ran.out)
+
+
+def test_generate_equals_hugging_face(run, folder):
+    words = ("generate", folder, "--prompt-tokens", "5", "--max-new-tokens", "9", "--device", "cpu", "--seed", "3")
+    ran = run(*words)
+    shown = [int(word) for word in ran.out.splitlines()[0].partition("] ")[2].split()]
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    ids = torch.randint(0, 256, (1, 5), generator=torch.Generator().manual_seed(3))
+    assert shown == model.generate(ids, max_new_tokens=9, do_sample=False)[0, 5:].tolist()
+
+
+def test_generate_draws_the_same_with_the_same_seed(run, folder):
+    words = ("generate", folder, "--prompt-tokens", "4", "--max-new-tokens", "8", "--temperature", "2", "--device", "cpu")
+    first, again, other = (run(*words, "--seed", seed).out.splitlines()[0] for seed in ("1", "1", "2"))
+    assert first == again
+    assert first != other
+
+
+def test_generate_that_does_not_fit(run, folder):
+    ran = run("generate", folder, "--prompt-tokens", "8", "--max-new-tokens", "8", "--max-tokens", "10", "--device", "cpu")
+    assert ran.code == 1
+    assert "do not fit" in ran.err
+
+
+def test_bench_measures_all_rows(run, folder, tmp_path):
+    data, chart = tmp_path / "a" / "bench.json", tmp_path / "b" / "bench.png"
+    words = ("bench", folder, "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "2", "--device", "cpu")
+    ran = run(*words, "--json", data, "--png", chart)
+    assert ran.code == 0, ran.err
+    table = Table.from_json(data.read_text())
+    names = [row.name for row in table.rows]
+    assert names == [
+        "PyTorch, no cache",
+        "HF dynamic cache",
+        "HF static cache",
+        "Trilithon mask kept, no cache",
+        "Trilithon causal, no cache",
+        "Trilithon static cache",
+    ]
+    assert [row.error for row in table.rows] == [""] * 6
+    assert [row.tokens_equal_baseline for row in table.rows] == [None] + [True] * 5
+    assert all(row.timing is not None and len(row.timing.seconds) == 2 for row in table.rows)
+    assert table.command.startswith("trilithon bench ")
+    assert {"torch", "trilithon", "transformers"} <= set(table.versions)
+    assert chart.read_bytes().startswith(b"\x89PNG")
+    assert "Trilithon static cache" in ran.out
+
+
+def test_bench_rows_can_be_chosen(run, folder, tmp_path):
+    words = ("bench", folder, "--prompt-tokens", "4", "--new-tokens", "2", "--repeats", "1", "--device", "cpu")
+    data = tmp_path / "bench.json"
+    assert run(*words, "--rows", "hf-dynamic,pytorch", "--json", data).code == 0
+    assert [row.name for row in Table.from_json(data.read_text()).rows] == ["PyTorch, no cache", "HF dynamic cache"]
+    ran = run(*words, "--rows", "pytorch,fast")
+    assert ran.code == 1
+    assert "unknown row 'fast'" in ran.err
+    assert "hf-static" in ran.err
+
+
+def test_doctor(run):
+    found = json.loads(run("doctor", "--json").out)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["python"].startswith("3.")
+    assert {"cpu", "auto", "native", "eager", "tensorrt"} <= {*found["devices"], *found["backends"]}
+    assert found["backends"]["native"]["works"]
+    assert all(backend["says"] for backend in found["backends"].values())
+    text = run("doctor").out
+    assert f"torch         {torch.__version__}" in text
+    assert "native        works" in text
+
+
+def test_demo(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(hf, "BYTE_LLAMA", folder)
+    monkeypatch.setattr(demo, "EXHIBITS", (demo.EXHIBITS[1], demo.Exhibit("no-such-model", ("input_ids",), "is left out")))
+    monkeypatch.setattr(demo, "PROMPT_TOKENS", 8)
+    monkeypatch.setattr(demo, "NEW_TOKENS", 40)
+    monkeypatch.setattr(demo, "GENERATED_TOKENS", 10)
+    monkeypatch.setattr(demo, "REPEATS", 1)
+    ran = run("demo", "--out", tmp_path / "out")
+    assert ran.code == 0, ran.err + ran.out
+    words = " ".join(ran.out.split())
+    assert ran.out.count("same tokens as eager: yes") == 2
+    assert "1 of 1 masks proved: causal, if each row of position_ids is consecutive" in words.replace("│ ", "")
+    assert "no-such-model (input_ids): left out" in words
+    assert "total time" in words
+    saved = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"bench.json", "bench.png", "byte-llama-compiled.html", "byte-llama-input_ids-position_ids.html"} <= saved
