@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,10 +16,13 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from trilithon import cli
-from trilithon.bench import demo
+from trilithon import cli, compiler
+from trilithon.bench import candidates, demo
 from trilithon.bench.table import Table
 from trilithon.capture import hf
+
+transformers.utils.logging.disable_progress_bar()  # on stderr, where tests read errors
+CAPACITY = 64  # tokens
 
 
 class Ran(NamedTuple):
@@ -68,6 +71,27 @@ def folder(tmp_path_factory) -> Path:
     core.decoder = decoders.ByteLevel()
     transformers.PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def compile_once() -> Callable[..., Any]:
+    """`trilithon.compile` that compiles each program of the tiny model once: it takes seconds."""
+    real, made = compiler.compile, {}
+
+    def compile_once(model: Any, example: Any = None, *, max_tokens: int = 0, **others: Any) -> Any:
+        compile_once.max_tokens = max_tokens  # type: ignore[attr-defined]
+        if (example is None) not in made:
+            made[example is None] = real(model, example, max_tokens=CAPACITY, **others)
+        return made[example is None]
+
+    return compile_once
+
+
+@pytest.fixture(autouse=True)
+def _compile_once(compile_once, monkeypatch):
+    monkeypatch.setattr(compiler, "compile", compile_once)
+    monkeypatch.setattr(candidates, "compile_model", compile_once)
+    monkeypatch.setattr(demo, "compile_model", compile_once)
 
 
 @pytest.fixture(scope="session")
@@ -133,10 +157,11 @@ def test_an_error_is_its_text_and_exit_code_1(run, words, expected):
     assert all(line.startswith("  ") for line in rest)
 
 
-def test_generate_text(run, folder):
+def test_generate_text(run, folder, compile_once):
     ran = run("generate", folder, "--prompt", "Hello", "--max-new-tokens", "12", "--device", "cpu")
     assert ran.code == 0, ran.err
     assert ran.out.startswith("Hello")
+    assert compile_once.max_tokens == len("Hello") + 12
     assert re.search(r"12 tokens in .*: the first after .*, then .* tokens/s", ran.out)
 
 
@@ -156,10 +181,12 @@ def test_generate_draws_the_same_with_the_same_seed(run, folder):
     assert first != other
 
 
-def test_generate_that_does_not_fit(run, folder):
-    ran = run("generate", folder, "--prompt-tokens", "8", "--max-new-tokens", "8", "--max-tokens", "10", "--device", "cpu")
+def test_generate_that_does_not_fit(run, folder, compile_once):
+    words = ("generate", folder, "--prompt-tokens", "8", "--max-new-tokens", CAPACITY, "--max-tokens", "70", "--device", "cpu")
+    ran = run(*words)
+    assert compile_once.max_tokens == 70
     assert ran.code == 1
-    assert "do not fit" in ran.err
+    assert f"8 prompt tokens and {CAPACITY} new ones do not fit" in ran.err
 
 
 def test_bench_measures_all_rows(run, folder, tmp_path):

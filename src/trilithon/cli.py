@@ -108,7 +108,7 @@ def generate(
 ) -> None:
     """Continue a prompt, printing tokens as they come, then the speed."""
     from trilithon.bench.live import print_tokens
-    from trilithon.bench.session import random_ids
+    from trilithon.bench.measure import random_ids
     from trilithon.compiler import compile as compile_model
 
     tokenizer = _tokenizer(model, prompt, prompt_tokens)
@@ -145,7 +145,7 @@ def bench(
     """Measure one greedy generation: PyTorch, Hugging Face's caches, Trilithon, and the floor of this machine."""
     from rich.console import Console
 
-    from trilithon.bench.session import CPU_JOB, GPU_JOB, measure_model, random_ids
+    from trilithon.bench.measure import CPU_JOB, GPU_JOB, measure_model, random_ids
 
     module = _load(model, dtype, device, layers)
     job = GPU_JOB if next(module.parameters()).is_cuda else CPU_JOB
@@ -156,6 +156,8 @@ def bench(
     )
     Console().print(table.to_rich())
     _save_table(table, json, png)
+    if any(row.error for row in table.rows):
+        raise typer.Exit(1)
 
 
 @app.command()

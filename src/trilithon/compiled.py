@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor
 
 from trilithon.errors import CannotCache
@@ -51,7 +52,13 @@ class Compiled:
             GuardFailed: see `Options.when_guard_fails`.
         """
         given = {"input_ids": input_ids, **tensors} if input_ids is not None else dict(tensors)
+        if tuple(given) == ("input_ids",) and isinstance(input_ids, Tensor) and input_ids.dim() == 2 and self._has_positions:
+            given["position_ids"] = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         return self._program(tuple(given))(**given)
+
+    @property
+    def _has_positions(self) -> bool:
+        return any(set(inputs) == {"input_ids", "position_ids"} for inputs in self._programs)
 
     def _program(self, names: tuple[str, ...]) -> Program:
         for inputs, program in self._programs.items():

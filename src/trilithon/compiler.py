@@ -23,7 +23,7 @@ from trilithon.report.report import Report
 from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
 from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
 from trilithon.rewrite.pipeline import rewrite
-from trilithon.rewrite.unlift import input_names, unlift
+from trilithon.rewrite.unlift import fake_inputs, input_names, unlift
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.program import Program
 from trilithon.runtime.verify import verify_decoder, verify_program
@@ -105,8 +105,10 @@ def explain(
     """
     if isinstance(model, str):
         model = hf.load_model(model, device="meta")
-    example, shapes = _example(model, example_kwargs, dynamic_shapes)
-    return analyse(model, example, shapes, tuple(assume), options).report
+    if example_kwargs is None and hf.is_hf(model):
+        inputs = ("input_ids",) if hf.is_causal_lm(model) else hf.usual_inputs(model)
+        example_kwargs, dynamic_shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
+    return analyse(model, example_kwargs, dynamic_shapes, tuple(assume), options).report
 
 
 def lower(
@@ -165,15 +167,16 @@ def compile(
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
         example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
-        return _program(model, analyse(model, example, shapes, tuple(assume), options), backend, options)
+        return _program(analyse(model, example, shapes, tuple(assume), options), backend, options)[:2]
 
-    example, shapes = _example(model, example_kwargs, dynamic_shapes)
-    program, report = _program(model, analyse(model, example, shapes, tuple(assume), options), backend, options)
-    decoder = _decoder(model, max_tokens, backend, options) if example_kwargs is None else _no_cache(model)
-    report = replace(report, notes=(*report.notes, *_cache_notes(decoder)))
+    if example_kwargs is None and hf.is_hf(model):
+        example_kwargs, dynamic_shapes = hf.example_for(model, hf.usual_inputs(model))  # type: ignore[arg-type]
+    analysis = analyse(model, example_kwargs, dynamic_shapes, tuple(assume), options)
+    program, report, rewritten = _program(analysis, backend, options)
+    decoder = _decoder(model, rewritten, analysis.guards, max_tokens, backend, options)
     return Compiled(
         programs={program.inputs: program},
-        report=report,
+        report=replace(report, notes=(*report.notes, *_cache_notes(decoder))),
         build=build if hf.is_hf(model) else None,
         decoder=decoder,
         max_tokens=max_tokens,
@@ -181,75 +184,59 @@ def compile(
     )
 
 
-def _example(model: nn.Module | ExportedProgram, example: Example | None, shapes: Any) -> tuple[Example | None, Any]:
-    """The user's example, or the usual call of a Hugging Face model."""
-    if example is not None or not hf.is_hf(model):
-        return example, shapes
-    inputs = ("input_ids",) if hf.is_causal_lm(model) else ("input_ids", "attention_mask")
-    return hf.example_for(model, inputs)  # type: ignore[arg-type]
-
-
-def _program(model: Any, analysis: Analysis, backend: str, options: Options) -> tuple[Program, Report]:
+def _program(analysis: Analysis, backend: str, options: Options) -> tuple[Program, Report, ExportedProgram]:
     """Rewrite and lower one captured call, and verify it against the captured program."""
     started = time.perf_counter()
-    general = analysis.captured.program
-    rewritten, outcomes = rewrite(general, analysis.proved, prover_of(general))
-    fast_module = unlift(rewritten)
-    fast = lower_module(fast_module, backend, options, decode=False)
-    held = {
-        n.name: n.meta["val"]
-        for n in general.graph.nodes
-        if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.Tensor)
-    }
-    names = input_names(general)
+    captured = analysis.captured.program
+    proves = prover_of(captured)
+    rewritten, outcomes = rewrite(captured, analysis.proved, proves)
+    general, _ = rewrite(captured, (), proves)
+    held, fast = fake_inputs(captured), unlift(rewritten)
+    device = next((w.device for w in fast.buffers()), torch.device("cpu"))
     program = Program(
-        inputs=names,
-        dtypes={name: held[name].dtype for name in names},
-        ranks={name: held[name].dim() for name in names},
-        fast=fast,
+        inputs=tuple(held),
+        dtypes={name: value.dtype for name, value in held.items()},
+        ranks={name: value.dim() for name, value in held.items()},
+        fast=lower_module(fast, backend, options, role="sequence"),
         general=unlift(general),
         guards=analysis.guards,
         when_guard_fails=options.when_guard_fails,
     )
     if options.verify:
-        device = next((w.device for w in fast_module.buffers()), torch.device("cpu"))
-        verify_program(program, held, device)
+        verify_program(program, held, device, rows=min(2, options.max_batch))
     seconds = {**analysis.report.seconds, "rewrite, lower and verify": time.perf_counter() - started}
     passes = {name: outcome.changed for name, outcome in outcomes.items()}
-    return program, replace(analysis.report, passes=passes, seconds=seconds, notes=(f"backend: {backend}",))
+    return program, replace(analysis.report, passes=passes, seconds=seconds, notes=(f"backend: {backend}",)), rewritten
 
 
-def _decoder(model: Any, max_tokens: int, backend: str, options: Options) -> CachedDecoder | CannotCache:
+def _decoder(
+    model: Any, program: ExportedProgram, guards: tuple[Assumption, ...], max_tokens: int, backend: str, options: Options
+) -> CachedDecoder | CannotCache:
     """Prefill and decode with a static KV cache, or the reason why not."""
     if not hf.is_causal_lm(model):
-        return _no_cache(model)
-    example, shapes = hf.example_for(model, ("input_ids", "position_ids"))
-    analysis = analyse(model, example, shapes, (), options)
-    program, _ = rewrite(analysis.captured.program, analysis.proved, prover_of(analysis.captured.program))
+        return _no_cache(model, "it is not a Hugging Face causal LM")
+    for assumption in guards:  # the decoder makes position_ids itself, so these it meets by construction
+        if (assumption.table, assumption.kind) not in (("position_ids", "consecutive"), ("position_ids", "bounded")):
+            return _no_cache(model, f"its masks were proved only if {assumption.text}")
     try:
         kept = cache_shapes(program)
     except CannotCache as refusal:
         return refusal
-    modules = {
-        name: lower_module(
-            insert_cache(program, decode=name == "decode", padded=name != "prefill"), backend, options, decode=name == "decode"
-        )
-        for name in ("prefill", "prefill_padded", "decode")
-    }
+    modules = CachedModules(
+        prefill=lower_module(insert_cache(program, decode=False, padded=False), backend, options, role="sequence"),
+        prefill_padded=lower_module(insert_cache(program, decode=False, padded=True), backend, options, role="rare"),
+        decode=lower_module(insert_cache(program, decode=True, padded=True), backend, options, role="step"),
+    )
     device = next(model.parameters()).device
     graphs = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
-    decoder = CachedDecoder(CachedModules(**modules), kept, max_tokens, options.max_batch, device, graphs)
+    decoder = CachedDecoder(modules, kept, max_tokens, options.max_batch, device, graphs)
     if options.verify:
         verify_decoder(decoder, model)
     return decoder
 
 
-def _no_cache(model: Any) -> CannotCache:
-    return CannotCache(
-        f"{type(model).__name__} has no KV cache",
-        why="it is not a Hugging Face causal LM compiled with its default call",
-        todo="compile a causal LM without example_kwargs",
-    )
+def _no_cache(model: Any, why: str) -> CannotCache:
+    return CannotCache(f"{type(model).__name__} has no KV cache", why=why, todo="call it for its output instead of generate")
 
 
 def _cache_notes(decoder: CachedDecoder | CannotCache) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ class _Contest:
     def _kept(self) -> Callable[[], Tensor]:
         general = self._last_token.program.general
         backend = resolve_backend(self.backend)
-        return self._without_cache(lower_module(general, backend, Options(), decode=False))  # type: ignore[arg-type]
+        return self._without_cache(lower_module(general, backend, Options(), role="sequence"))  # type: ignore[arg-type]
 
     def _causal(self) -> Callable[[], Tensor]:
         open_sites = [s for s in self._last_token.report.sites if s.verdict is not Verdict.PROVED]

@@ -17,8 +17,8 @@ from rich.text import Text
 from torch import nn
 
 from trilithon.bench.live import print_tokens
+from trilithon.bench.measure import measure_model
 from trilithon.bench.plot import save_plot
-from trilithon.bench.session import measure_model
 from trilithon.bench.table import Table
 from trilithon.capture import hf
 from trilithon.compiled import Compiled
@@ -98,7 +98,7 @@ class Demo:
         self.console.print()
         self.console.rule(Text(title, style="bold"), align="left")
         yield
-        self.console.print(f"[dim]{time.perf_counter() - started:.0f} s[/]")
+        self.console.print(f"[dim]{time.perf_counter() - started:.0f} s[/]", highlight=False)
 
     def explain(self, exhibit: Exhibit) -> None:
         self.console.print(Text.assemble("\n", (exhibit.name, "bold cyan"), f"  {exhibit.shows}\n"))
@@ -202,4 +202,4 @@ def _result(row: Any) -> str:
     if row.error:
         return f"{row.name}: failed, {row.error.splitlines()[0]}"
     same = "same tokens" if row.tokens_equal_baseline else "other tokens"
-    return f"{row.name}: {row.ratio_to_baseline:.1f}x as fast as PyTorch without a cache, {same}"
+    return f"{row.name}: {row.ratio_to_baseline:.2f}x as fast as PyTorch without a cache, {same}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -249,6 +250,13 @@ def is_hf(model: object) -> bool:
 
 def is_causal_lm(model: Any) -> bool:
     return is_hf(model) and type(model.config) in transformers.AutoModelForCausalLM._model_mapping and hasattr(model, "lm_head")
+
+
+def usual_inputs(model: Any) -> tuple[str, ...]:
+    """The tensors that a model is usually called with: ids and positions of a causal LM, ids and padding of an encoder."""
+    takes = inspect.signature(model.forward).parameters
+    wanted = ("input_ids", "position_ids") if is_causal_lm(model) else ("input_ids", "attention_mask")
+    return tuple(name for name in wanted if name in takes)
 
 
 def max_positions(model: nn.Module) -> int:

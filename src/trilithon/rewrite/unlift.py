@@ -53,11 +53,16 @@ def _attribute(graph: Graph, node: Node) -> Node:
     return copy
 
 
+def fake_inputs(program: ExportedProgram) -> dict[str, Tensor]:
+    """The tensor inputs by name, in order, as the fake tensors of the export."""
+    names = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
+    return {
+        n.name: n.meta["val"]
+        for n in program.graph.nodes
+        if n.op == "placeholder" and n.name in names and isinstance(n.meta.get("val"), Tensor)
+    }
+
+
 def input_names(program: ExportedProgram) -> tuple[str, ...]:
     """The tensor inputs that the unlifted module takes, in order."""
-    specs = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
-    return tuple(
-        n.name
-        for n in program.graph.nodes
-        if n.op == "placeholder" and n.name in specs and isinstance(n.meta.get("val"), Tensor)
-    )
+    return tuple(fake_inputs(program))

@@ -46,16 +46,17 @@ def verify(name: str, got: Tensor, want: Tensor) -> float:
 
 
 @torch.no_grad()
-def verify_program(program: Program, held: Mapping[str, Tensor], device: torch.device) -> float:
+def verify_program(program: Program, held: Mapping[str, Tensor], device: torch.device, rows: int = 2) -> float:
     """Run the fast and the general module on one random input that meets the guards; see `verify`.
 
     Args:
         held: fake tensors of the inputs, as exported; their symbolic sizes become small numbers.
         device: of the program's weights.
+        rows: batch size of the run.
     """
     generator = torch.Generator().manual_seed(0)
     arguments = [
-        _canary(name, held[name], program.guards, generator).to(held[name].dtype).to(device) for name in program.inputs
+        _canary(name, held[name], rows, program.guards, generator).to(held[name].dtype).to(device) for name in program.inputs
     ]
     return max(
         verify("the rewritten program", got, want)
@@ -68,10 +69,10 @@ def _tensors(output: Any) -> list[Tensor]:
     return [x for x in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(x, Tensor)]
 
 
-def _canary(name: str, held: Tensor, guards: tuple[Assumption, ...], generator: torch.Generator) -> Tensor:
+def _canary(name: str, held: Tensor, rows: int, guards: tuple[Assumption, ...], generator: torch.Generator) -> Tensor:
     """A small random input: what its guard asks for, and for other integers what the usual name says."""
     shape = tuple(
-        size if isinstance(size, int) else max(_lowest(size), n) for size, n in zip(held.shape, (2, 9, 9, 9), strict=False)
+        size if isinstance(size, int) else max(_lowest(size), n) for size, n in zip(held.shape, (rows, 9, 9, 9), strict=False)
     )
     guard = next((g for g in guards if g.table == name), None)
     if guard is not None:
