@@ -224,7 +224,7 @@ def _decoder(
         return refusal
     modules = CachedModules(
         prefill=lower_module(insert_cache(program, decode=False, padded=False), backend, options, role="sequence"),
-        prefill_padded=lower_module(insert_cache(program, decode=False, padded=True), backend, options, role="rare"),
+        prefill_padded=lower_module(insert_cache(program, decode=False, padded=True), backend, options, role="sequence"),
         decode=lower_module(insert_cache(program, decode=True, padded=True), backend, options, role="step"),
     )
     device = next(model.parameters()).device

@@ -18,7 +18,7 @@ class Options:
     Attributes:
         solver_seconds: z3 time budget for one site; past it the verdict is UNKNOWN.
         when_guard_fails: "general" runs the unrewritten program, "raise" raises GuardFailed.
-        inductor: compile native programs with Inductor; None = on a GPU only.
+        inductor: compile native programs with Inductor; None = the decode step, on a GPU only.
         cuda_graphs: replay decode steps as CUDA graphs; None = on a GPU only.
         verify: run each compiled program once against eager before handing it out.
         max_batch: rows that the KV cache holds.

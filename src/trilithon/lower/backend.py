@@ -12,7 +12,7 @@ from trilithon.errors import CannotLower, InputError
 from trilithon.lower.native.lower import lower_native
 from trilithon.options import BACKENDS, Options
 
-Role = Literal["sequence", "step", "rare"]
+Role = Literal["sequence", "step"]
 
 
 def resolve_backend(name: str) -> str:
@@ -40,17 +40,14 @@ def lower_module(gm: GraphModule, backend: str, options: Options, *, role: Role)
         gm: made by `unlift` or `insert_cache`; it is changed.
         backend: "native" or "eager".
         options: whether to use Inductor.
-        role: "sequence": any number of tokens, one compilation for all lengths. "step": one token, static shapes,
-            its matrix-vector products tuned. "rare": not worth the seconds of a compilation.
+        role: "step": one token, static shapes, run many times: compiled by Inductor on a GPU. "sequence": any number
+            of tokens: compiled only if the options ask for it, once for all lengths.
     """
     if backend == "eager":
         return gm
     lowered = lower_native(gm)
     device = next((b.device for b in gm.buffers()), torch.device("cpu"))
-    use_inductor = device.type == "cuda" if options.inductor is None else options.inductor
-    if not use_inductor or role == "rare":
+    wanted = device.type == "cuda" and role == "step" if options.inductor is None else options.inductor
+    if not wanted:
         return lowered
-    if role == "sequence":
-        return torch.compile(lowered, dynamic=True, fullgraph=True)
-    tuned = {"coordinate_descent_tuning": True} if device.type == "cuda" else {}
-    return torch.compile(lowered, dynamic=False, fullgraph=True, options=tuned)  # type: ignore[arg-type]
+    return torch.compile(lowered, dynamic=role == "sequence", fullgraph=True)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from trilithon.spec.masks import Causal, Full, Mask, parse
-from trilithon.spec.reference import allowed_keys
+from trilithon.spec.masks import Causal, Full, Mask
 
 
 def kernel_for(mask: Mask, *, cached: bool = False) -> str:
@@ -20,18 +19,13 @@ def kernel_for(mask: Mask, *, cached: bool = False) -> str:
     return "SDPA, mask made once for all layers"
 
 
-def dense_mask(mask: str, q: Tensor, k: Tensor, q_start: Tensor | None, key_mask: Tensor | None) -> Tensor:
-    """The bool mask `[b or 1, 1, s, t]` that attention over `q [b h s d]` and `k [b g t d]` needs."""
-    return allowed_keys(parse(mask), q.shape[2], k.shape[2], q_start=q_start, key_mask=key_mask, device=q.device)
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: str, scale: float, allowed: Tensor | None) -> Tensor:
     """Attention from position 0 through SDPA.
 
     Args:
         q, k, v: `[b h s d]`, `[b g t d]`, `[b g t e]`.
         mask: canonical text; "causal" and "full" need no tensor.
-        allowed: for other masks, what `dense_mask` made.
+        allowed: for other masks, what `emit_mask` made.
 
     Source: torch SDPA: `is_causal` is upper-left, `enable_gqa` reads key head `i // (h // g)`.
     """

@@ -6,8 +6,10 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from trilithon.lower.native.attention import attend, attend_cache, dense_mask
+from trilithon.lower.native.attention import attend, attend_cache
+from trilithon.lower.native.emit import emit_mask
 from trilithon.rewrite.op import ATTENTION
+from trilithon.spec.masks import parse
 
 NO_TENSOR = ("causal", "full")
 
@@ -33,7 +35,7 @@ def _lower(gm: GraphModule, node: Node, masks: dict[tuple[Any, ...], Node]) -> N
             lengths = [str(x.meta["val"].shape[2]) for x in (q, k)] if q_start is None else []  # all caches are of one length
             key = (mask, q_start, key_mask, *lengths)
             if key not in masks:
-                masks[key] = gm.graph.call_function(dense_mask, (mask, q, k, q_start, key_mask))
+                masks[key] = emit_mask(gm.graph, parse(mask), q, k, q_start, key_mask)
             allowed = masks[key]
         if q_start is None:
             new = gm.graph.call_function(attend, (q, k, v, mask, scale, allowed))

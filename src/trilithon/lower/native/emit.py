@@ -1,0 +1,99 @@
+"""Emit a mask's term as graph nodes: the interpreter of terms that kernels and Inductor see."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from trilithon.errors import CannotLower
+from trilithon.spec import term as t
+from trilithon.spec.masks import Mask, Padding, parts
+from trilithon.spec.term import Term
+
+
+def index_axis(size: int, axis: int, start: Tensor | None, like: Tensor) -> Tensor:
+    """`start + 0 .. size - 1` along `axis` of a `[b h s t]` mask; `start` is None (0), `[]` or `[b]`."""
+    index = torch.arange(size, device=like.device).view([-1 if i == axis else 1 for i in range(4)])
+    return index if start is None else index + start.view(-1, 1, 1, 1)
+
+
+def key_axis(key_mask: Tensor) -> Tensor:
+    """A bool `[b t]` key mask as `[b 1 1 t]`."""
+    return key_mask[:, None, None, :]
+
+
+@dataclass
+class MaskEmitter:
+    """Emits terms at the insertion point of a graph.
+
+    Args:
+        graph: where to emit.
+        env: variable -> node or int; index nodes broadcast to `[b h s t]`.
+    """
+
+    graph: Graph
+    env: dict[str, Any]
+    _done: dict[Term, Any] = field(default_factory=dict)
+
+    def emit(self, term: Term) -> Any:
+        """The node (or plain number) with the term's value.
+
+        Raises:
+            CannotLower: the term reads a table or does float arithmetic.
+        """
+        if term not in self._done:
+            if term.op not in _EMIT:
+                raise CannotLower(f"cannot emit {term}", why=f"{term.op} has no kernel", todo="the mask stays as it is")
+            self._done[term] = _EMIT[term.op](self, term)
+        return self._done[term]
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        if any(isinstance(a, Node) for a in args):
+            return self.graph.call_function(function, args)
+        return function(*args)
+
+    def sum(self, term: Term) -> Any:
+        scaled = [self.call(operator.mul, self.emit(x), c) if c != 1 else self.emit(x) for x, c in term.args[0]]
+        return reduce(lambda a, b: self.call(operator.add, a, b), [*scaled, term.args[1]])
+
+
+_EMIT: dict[str, Callable[[MaskEmitter, Term], Any]] = {
+    "int": lambda e, x: x.args[0],
+    "bool": lambda e, x: x.args[0],
+    "var": lambda e, x: e.env[x.args[0]],
+    "sum": MaskEmitter.sum,
+    "le0": lambda e, x: e.call(operator.le, e.emit(x.args[0]), 0),
+    "eq0": lambda e, x: e.call(operator.eq, e.emit(x.args[0]), 0),
+    "and": lambda e, x: reduce(lambda a, b: e.call(operator.and_, a, b), map(e.emit, x.args)),
+    "or": lambda e, x: reduce(lambda a, b: e.call(operator.or_, a, b), map(e.emit, x.args)),
+    "not": lambda e, x: e.call(operator.invert, e.emit(x.args[0])),
+}
+
+
+def emit_mask(graph: Graph, mask: Mask, q: Node, k: Node, q_start: Node | None, key_mask: Node | None) -> Node:
+    """A bool mask `[b or 1, 1, s, t]` for queries `q [b h s d]` over keys `k [b g t d]`.
+
+    Args:
+        q_start: query i stands at key position `q_start + i`; None = 0.
+        key_mask: bool `[b t]`, what a `Padding` part allows.
+    """
+    s, total = (graph.call_function(torch.ops.aten.sym_size.int, (x, 2)) for x in (q, k))
+    env = {
+        "q": graph.call_function(index_axis, (s, 2, q_start, q)),
+        "k": graph.call_function(index_axis, (total, 3, None, q)),
+        "s": s,
+        "t": total,
+    }
+    emitter = MaskEmitter(graph, env)
+    positions = t.conj(*(part.term() for part in parts(mask) if not isinstance(part, Padding)))
+    pieces: list[Node] = [] if positions is t.TRUE else [emitter.emit(positions)]
+    if any(isinstance(part, Padding) for part in parts(mask)):
+        pieces.append(graph.call_function(key_axis, (key_mask,)))
+    return reduce(lambda a, b: graph.call_function(operator.and_, (a, b)), pieces)
