@@ -19,7 +19,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from trilithon import cli, compiler
 from trilithon.bench import candidates, demo
 from trilithon.bench.table import Table
-from trilithon.capture import hf
+from trilithon.capture import hf, presets
 
 transformers.utils.logging.disable_progress_bar()  # on stderr, where tests read errors
 CAPACITY = 64  # tokens
@@ -122,8 +122,13 @@ def test_explain_needs_a_configuration_only(run, config_folder, tmp_path):
     assert "each row of position_ids is consecutive" in " ".join(ran.out.split())
     assert "queries │█▄" in ran.out
     assert page.read_text().startswith("<!doctype html>")
-    (site,) = json.loads(data.read_text())["sites"]
-    assert (site["verdict"], site["mask"]) == ("proved", "causal")
+    report = json.loads(data.read_text())
+    (site,) = report["sites"]
+    assert (site["verdict"], site["mask"], site["heads"]) == ("proved", "causal", [4, 2])
+    assert report["passes"]["fold-grouped-heads"] == 1
+    assert set(report["sizes"].values()) == {"input_ids axis 0", "input_ids axis 1"}
+    assert set(report["sizes"]) <= set(report["ranges"])
+    assert "4 heads, 2 of keys and values" in ran.out
 
 
 def test_explain_eager_attention(run, config_folder):
@@ -141,6 +146,8 @@ def test_explain_eager_attention(run, config_folder):
         (("generate", "gpt2", "--prompt", "hi"), ("gpt2 has no tokenizer", "random", "--prompt-tokens 16")),
         (("generate", "gpt2", "--prompt", "a", "--prompt-tokens", "4"), ("both --prompt and", "one of them")),
         (("generate", "gpt2", "--prompt-tokens", "4", "--dtype", "int8"), ("unknown dtype 'int8'", "float16")),
+        (("bench", "--device", "cpu"), ("a model or --all",)),
+        (("bench", "gpt2", "--all"), ("a model or --all",)),
         (("bench", "minilm", "--device", "cpu"), ("cannot measure generation with BertModel", "byte-llama")),
     ],
     ids=lambda value: " ".join(value) if value and value[0] in ("explain", "generate", "bench") else "",
@@ -163,6 +170,13 @@ def test_generate_text(run, folder, compile_once):
     assert ran.out.startswith("Hello")
     assert compile_once.max_tokens == len("Hello") + 12
     assert re.search(r"12 tokens in .*: the first after .*, then .* tokens/s", ran.out)
+
+
+def test_a_compiled_report_has_the_heads_before_repetition(folder):
+    report = compiler.compile(hf.load_model(str(folder)), max_tokens=CAPACITY).report
+    assert [site.heads for site in report.sites] == [(4, 2)]
+    assert report.passes["fold-grouped-heads"] == 1
+    assert "lower and verify" in report.seconds
 
 
 def test_generate_equals_hugging_face(run, folder):
@@ -190,9 +204,9 @@ def test_generate_that_does_not_fit(run, folder, compile_once):
 
 
 def test_bench_measures_all_rows(run, folder, tmp_path):
-    data, chart = tmp_path / "a" / "bench.json", tmp_path / "b" / "bench.png"
+    data, chart, text = tmp_path / "a" / "bench.json", tmp_path / "b" / "bench.png", tmp_path / "bench.md"
     words = ("bench", folder, "--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "2", "--device", "cpu")
-    ran = run(*words, "--json", data, "--png", chart)
+    ran = run(*words, "--json", data, "--png", chart, "--markdown", text)
     assert ran.code == 0, ran.err
     table = Table.from_json(data.read_text())
     names = [row.name for row in table.rows]
@@ -211,6 +225,25 @@ def test_bench_measures_all_rows(run, folder, tmp_path):
     assert {"torch", "trilithon", "transformers"} <= set(table.versions)
     assert chart.read_bytes().startswith(b"\x89PNG")
     assert "Trilithon static cache" in ran.out
+    assert text.read_text() == table.to_markdown()
+    assert [line.partition(":")[0] for line in ran.err.splitlines() if " in all; median " in line] == names
+
+
+def test_bench_all_saves_each_preset(run, folder, tmp_path, monkeypatch):
+    real = hf.load_model
+    monkeypatch.setattr(hf, "load_model", lambda name, **options: real(str(folder), device=options["device"]))
+    words = ("--prompt-tokens", "4", "--new-tokens", "2", "--repeats", "1", "--device", "cpu", "--rows", "pytorch")
+    ran = run("bench", "--all", *words, "--json", tmp_path)
+    assert ran.code == 0, ran.err
+    saved = {path.name: Table.from_json(path.read_text()).model for path in tmp_path.iterdir()}
+    assert saved == {f"cpu-{name}.json": name for name in cli.ALL}
+    assert set(cli.ALL) <= set(hf.PRESETS)
+
+
+def test_a_prompt_without_a_tokenizer(run, config_folder):
+    ran = run("generate", config_folder, "--prompt", "hi")
+    assert ran.code == 1
+    assert "has no tokenizer" in ran.err and "none of its files is a tokenizer's" in ran.err
 
 
 def test_bench_rows_can_be_chosen(run, folder, tmp_path):
@@ -237,7 +270,7 @@ def test_doctor(run):
 
 
 def test_demo(run, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf, "BYTE_LLAMA", folder)
+    monkeypatch.setattr(presets, "BYTE_LLAMA", folder)
     monkeypatch.setattr(demo, "EXHIBITS", (demo.EXHIBITS[1], demo.Exhibit("no-such-model", ("input_ids",), "is left out")))
     monkeypatch.setattr(demo, "PROMPT_TOKENS", 8)
     monkeypatch.setattr(demo, "NEW_TOKENS", 40)

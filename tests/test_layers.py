@@ -25,7 +25,7 @@ DOORS = {
     "z3": ("trilithon/prove/",),
     "tensorrt": ("trilithon/lower/tensorrt/",),
     "tensorrt_rtx": ("trilithon/lower/tensorrt/",),
-    "transformers": ("trilithon/capture/hf.py", "trilithon/integrations/"),
+    "transformers": ("trilithon/capture/hf.py", "trilithon/capture/presets.py", "trilithon/integrations/"),
 }
 
 FILE_LINES, FUNCTION_LINES, NESTING = 300, 40, 4
@@ -144,6 +144,8 @@ def test_a_leftward_import_is_not_found(file, line):
         ("trilithon/cli.py", "from transformers import AutoConfig", 1),
         ("trilithon/lower/eager.py", "import tensorrt_rtx as trt", 1),
         ("trilithon/capture/hf.py", "from transformers import AutoConfig", 0),
+        ("trilithon/capture/presets.py", "import transformers", 0),
+        ("trilithon/capture/sites.py", "import transformers", 1),
         ("trilithon/lower/tensorrt/engine.py", "import tensorrt_rtx as trt", 0),
     ],
 )

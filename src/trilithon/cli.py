@@ -19,6 +19,9 @@ from trilithon.errors import InputError, TrilithonError
 if TYPE_CHECKING:
     from torch import nn
 
+    from trilithon.bench.save import Saver
+    from trilithon.bench.table import Table
+
 app = typer.Typer(
     name="trilithon",
     help="Prove what attention masks mean, and make attention fast where the proof allows.",
@@ -28,10 +31,13 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="A preset (such as llama-3.2-1b), a folder in Hugging Face format, or a hub id.")]
-Layers = Annotated[int | None, typer.Option(help="Keep only the first layers (presets with random weights).")]
+Layers = Annotated[int | None, typer.Option(help="Keep only the first layers (explain, or presets with random weights).")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on a CPU.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: the GPU if there is one.")]
 Backend = Annotated[str, typer.Option(help="auto, native, eager or tensorrt.")]
+
+ALL = ("qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b")  # what `bench --all` measures
+RESULTS = Path("benchmarks/results")
 
 
 def main() -> None:
@@ -128,7 +134,8 @@ def generate(
 
 @app.command()
 def bench(
-    model: Model,
+    model: Annotated[str | None, typer.Argument(help="As for generate. Left out with --all.")] = None,
+    every: Annotated[bool, typer.Option("--all", help=f"Measure {', '.join(ALL)}, one after the other.")] = False,
     prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 2048 on a GPU, 128 on a CPU.")] = None,
     new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 128 on a GPU, 64 on a CPU.")] = None,
     dtype: Dtype = None,
@@ -139,25 +146,63 @@ def bench(
     rows: Annotated[
         str, typer.Option(help="Rows to measure, joined by commas; the first is what the others are compared with.")
     ] = "pytorch,hf-dynamic,hf-static,kept,causal,static",
-    json: Annotated[Path | None, typer.Option(help="Save the table as JSON.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Save the table as a chart.")] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(help="Save the table as JSON after each row. With --all a folder, by default benchmarks/results."),
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Save it as Markdown too; with --all a folder.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Save it as a chart too; with --all a folder.")] = None,
 ) -> None:
     """Measure one greedy generation: PyTorch, Hugging Face's caches, Trilithon, and the floor of this machine."""
+    from trilithon.bench.rows import free
+    from trilithon.bench.save import Saver, device_stem
+
+    if every == (model is not None):
+        raise InputError("bench needs a model or --all, one of the two", todo="trilithon bench llama-3.2-1b")
+    saver = Saver(json or (RESULTS if every else None), markdown, png)
+    failed = False
+    for name in ALL if model is None else (model,):
+        module = _load(name, dtype, device, layers)
+        saves = saver.inside(f"{device_stem(next(module.parameters()).device)}-{name}") if every else saver
+        table = _bench(module, name, prompt_tokens, new_tokens, repeats, _names(rows), backend, saves)
+        del module
+        free()  # before the next is loaded
+        failed |= any(row.error for row in table.rows)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _bench(
+    module: nn.Module,
+    name: str,
+    prompt_tokens: int | None,
+    new_tokens: int | None,
+    repeats: int,
+    rows: tuple[str, ...],
+    backend: str,
+    saver: Saver,
+) -> Table:
+    """Measure, print and save one model."""
     from rich.console import Console
 
     from trilithon.bench.measure import CPU_JOB, GPU_JOB, measure_model, random_ids
 
-    module = _load(model, dtype, device, layers)
     job = GPU_JOB if next(module.parameters()).is_cuda else CPU_JOB
-    ids = random_ids(module, prompt_tokens or job[0])
-    command = shlex.join(["trilithon", *sys.argv[1:]])
     table = measure_model(
-        module, model, ids, new_tokens or job[1], repeats=repeats, rows=_names(rows), backend=backend, command=command
+        module,
+        name,
+        random_ids(module, prompt_tokens or job[0]),
+        new_tokens or job[1],
+        repeats=repeats,
+        rows=rows,
+        backend=backend,
+        command=shlex.join(["trilithon", *sys.argv[1:]]),
+        after_row=saver.after_row,
     )
     Console().print(table.to_rich())
-    _save_table(table, json, png)
-    if any(row.error for row in table.rows):
-        raise typer.Exit(1)
+    for path in saver.finish(table):
+        print(f"saved {path}")
+    return table
 
 
 @app.command()
@@ -187,7 +232,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
 def _tokenizer(model: str, prompt: str | None, prompt_tokens: int | None) -> Any | None:
     """The model's tokenizer where a text is to be continued, None where random tokens are."""
-    from trilithon.capture.hf import load_tokenizer
+    from trilithon.capture.hf import PRESETS, load_tokenizer
 
     if prompt_tokens is not None:
         if prompt is not None:
@@ -195,7 +240,8 @@ def _tokenizer(model: str, prompt: str | None, prompt_tokens: int | None) -> Any
         return None
     tokenizer = load_tokenizer(model)
     if tokenizer is None and prompt is not None:
-        raise InputError(f"{model} has no tokenizer", why="its weights are random", todo="give --prompt-tokens 16 instead")
+        why = "its weights are random" if model.lower() in PRESETS else "none of its files is a tokenizer's"
+        raise InputError(f"{model} has no tokenizer", why=why, todo="give --prompt-tokens 16 instead")
     if tokenizer is not None and not prompt:
         raise InputError("there is no prompt", todo="give --prompt 'some text', or --prompt-tokens 16 for random tokens")
     return tokenizer
@@ -220,17 +266,6 @@ def _load(model: str, dtype: str | None, device: str | None, layers: int | None,
             f"cannot use device {device!r}", why="torch sees no GPU here", todo="leave --device out; see trilithon doctor"
         )
     return load_model(model, dtype=dtypes[dtype], device=device, layers=layers, seed=seed)
-
-
-def _save_table(table: Any, json: Path | None, png: Path | None) -> None:
-    from trilithon.bench.plot import save_plot
-
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(table.to_json(), encoding="utf-8")
-        print(f"saved {json}")
-    if png is not None:
-        print(f"saved {save_plot(table, png)}")
 
 
 def _write(text: str) -> None:

@@ -18,7 +18,7 @@ from trilithon.errors import CannotCache, InputError
 from trilithon.lower.backend import lower_module, resolve_backend
 from trilithon.options import Options
 from trilithon.prove.program import Examined, examine_program, prover_of, size_ranges
-from trilithon.report.build import site_report, versions
+from trilithon.report.build import canonical_heads, site_report, size_names, versions
 from trilithon.report.report import Report
 from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
 from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
@@ -34,20 +34,12 @@ Example = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Analysis:
-    """One captured call of a model, with what was found in it."""
+    """One captured call of a model, what was found in it, and the program with the proved sites rewritten."""
 
     captured: Captured
-    examined: list[Examined]
+    proved: tuple[Proved, ...]
+    rewritten: ExportedProgram
     report: Report
-
-    @property
-    def proved(self) -> tuple[Proved, ...]:
-        """The sites that the canonical op can carry."""
-        return tuple(
-            Proved(e.site, e.proof.mask, e.meaning.scale)
-            for e in self.examined
-            if e.is_proved and e.proof is not None and e.meaning is not None and why_not_canonical(e.proof.mask) is None
-        )
 
     @property
     def guards(self) -> tuple[Assumption, ...]:
@@ -67,21 +59,40 @@ def analyse(
     assume: tuple[Assumption, ...],
     options: Options,
 ) -> Analysis:
-    """Capture one call, then lift and prove each mask."""
+    """Capture one call, lift and prove each mask, and rewrite the sites that were proved."""
     captured = capture(model, example, dynamic_shapes)
     started = time.perf_counter()
     examined = examine_program(captured.program, assume, options.solver_seconds)
+    examined_at = time.perf_counter()
+    proved = _canonical(examined)
+    rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program))
+    heads = canonical_heads(rewritten)
     report = Report(
         model=type(model).__name__,
         inputs=input_names(captured.program),
         route=captured.route,
         failures=captured.failures,
         ranges=size_ranges(captured.program),
-        sites=[site_report(e) for e in examined],
-        seconds={"capture": captured.seconds, "prove": time.perf_counter() - started},
+        sizes=size_names(captured.program),
+        sites=[site_report(e, heads) for e in examined],
+        passes={name: outcome.changed for name, outcome in outcomes.items()},
+        seconds={
+            "capture": captured.seconds,
+            "prove": examined_at - started,
+            "rewrite": time.perf_counter() - examined_at,
+        },
         versions=versions(),
     )
-    return Analysis(captured, examined, report)
+    return Analysis(captured, proved, rewritten, report)
+
+
+def _canonical(examined: list[Examined]) -> tuple[Proved, ...]:
+    """The sites that the canonical op can carry."""
+    return tuple(
+        Proved(e.site, e.proof.mask, e.meaning.scale)
+        for e in examined
+        if e.is_proved and e.proof is not None and e.meaning is not None and why_not_canonical(e.proof.mask) is None
+    )
 
 
 def explain(
@@ -125,8 +136,7 @@ def lower(
         assume: declared facts about inputs.
         options: solver budget.
     """
-    analysis = analyse(program, None, None, tuple(assume), options)
-    return rewrite(analysis.captured.program, analysis.proved, prover_of(analysis.captured.program))[0]
+    return analyse(program, None, None, tuple(assume), options).rewritten
 
 
 def compile(
@@ -167,13 +177,13 @@ def compile(
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
         example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
-        return _program(analyse(model, example, shapes, tuple(assume), options), backend, options)[:2]
+        return _program(analyse(model, example, shapes, tuple(assume), options), backend, options)
 
     if example_kwargs is None and hf.is_hf(model):
         example_kwargs, dynamic_shapes = hf.example_for(model, hf.usual_inputs(model))  # type: ignore[arg-type]
     analysis = analyse(model, example_kwargs, dynamic_shapes, tuple(assume), options)
-    program, report, rewritten = _program(analysis, backend, options)
-    decoder = _decoder(model, rewritten, analysis.guards, max_tokens, backend, options)
+    program, report = _program(analysis, backend, options)
+    decoder = _decoder(model, analysis.rewritten, analysis.guards, max_tokens, backend, options)
     return Compiled(
         programs={program.inputs: program},
         report=replace(report, notes=(*report.notes, *_cache_notes(decoder))),
@@ -184,14 +194,12 @@ def compile(
     )
 
 
-def _program(analysis: Analysis, backend: str, options: Options) -> tuple[Program, Report, ExportedProgram]:
-    """Rewrite and lower one captured call, and verify it against the captured program."""
+def _program(analysis: Analysis, backend: str, options: Options) -> tuple[Program, Report]:
+    """Lower one captured call, rewritten, and verify it against the captured program."""
     started = time.perf_counter()
     captured = analysis.captured.program
-    proves = prover_of(captured)
-    rewritten, outcomes = rewrite(captured, analysis.proved, proves)
-    general, _ = rewrite(captured, (), proves)
-    held, fast = fake_inputs(captured), unlift(rewritten)
+    general, _ = rewrite(captured, (), prover_of(captured))
+    held, fast = fake_inputs(captured), unlift(analysis.rewritten)
     device = next((w.device for w in fast.buffers()), torch.device("cpu"))
     program = Program(
         inputs=tuple(held),
@@ -204,9 +212,8 @@ def _program(analysis: Analysis, backend: str, options: Options) -> tuple[Progra
     )
     if options.verify:
         verify_program(program, held, device, rows=min(2, options.max_batch))
-    seconds = {**analysis.report.seconds, "rewrite, lower and verify": time.perf_counter() - started}
-    passes = {name: outcome.changed for name, outcome in outcomes.items()}
-    return program, replace(analysis.report, passes=passes, seconds=seconds, notes=(f"backend: {backend}",)), rewritten
+    seconds = {**analysis.report.seconds, "lower and verify": time.perf_counter() - started}
+    return program, replace(analysis.report, seconds=seconds, notes=(f"backend: {backend}",))
 
 
 def _decoder(
@@ -242,4 +249,5 @@ def _no_cache(model: Any, why: str) -> CannotCache:
 def _cache_notes(decoder: CachedDecoder | CannotCache) -> tuple[str, ...]:
     if isinstance(decoder, CannotCache):
         return (f"no KV cache: {decoder.why}" + (f" (at {decoder.where})" if decoder.where else ""),)
-    return (f"KV cache: {decoder.cache_tokens} tokens x {decoder.max_batch} rows, {decoder.cache_bytes / 1e6:.1f} MB",)
+    rows = "1 row" if decoder.max_batch == 1 else f"{decoder.max_batch} rows"
+    return (f"KV cache: {decoder.cache_tokens} tokens x {rows}, {decoder.cache_bytes / 1e6:.1f} MB",)

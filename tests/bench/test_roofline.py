@@ -94,5 +94,10 @@ def test_rates_are_measured_on_this_machine() -> None:
     cpu = torch.device("cpu")
     assert 1e8 < copy_bandwidth(cpu, copied_bytes=2**22) < 1e13
     assert 1e7 < matmul_rate(cpu, torch.float32, size=128) < 1e15
-    assert "threads" in machine_name(cpu)
     assert versions(cpu)["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(("threads", "words"), [(1, ", 1 thread"), (2, ", 2 threads")])
+def test_a_cpu_is_named_with_its_threads(threads: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert machine_name(torch.device("cpu")).endswith(words)

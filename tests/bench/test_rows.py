@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import io
 import json
+import re
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from trilithon.bench.plot import save_plot
 from trilithon.bench.roofline import DecoderSize, Job, Machine, floor_of
 from trilithon.bench.rows import Bench, Candidate, run_rows
+from trilithon.bench.save import Saver
 from trilithon.bench.table import Table, show_seconds
 from trilithon.errors import CannotLower, InputError
 
@@ -130,6 +133,34 @@ def test_progress_names_the_candidate_and_its_stage() -> None:
     run_rows([Candidate(name="one", make=job())], BENCH, console=Console(file=drawn, force_terminal=True, width=100))
     for stage in ("one: building", "one: first run", "one: timing", "5/5"):
         assert stage in drawn.getvalue()
+
+
+def test_an_interrupted_run_keeps_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> Callable[[], Tensor]:
+        raise KeyboardInterrupt
+
+    saver = Saver(json=tmp_path / "new" / "t.json", markdown=tmp_path / "t.md")
+    rows = [
+        Candidate(name="one", make=job(0.01)),
+        Candidate(name="broken", make=fails(ValueError("no"))),
+        Candidate(name="two", make=interrupted),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        run_rows(rows, BENCH, console=Console(file=io.StringIO()), after_row=saver.after_row)
+    one, broken = json.loads((tmp_path / "new" / "t.json").read_text())["rows"]
+    assert one["build_seconds"] >= 0 and one["first_run_seconds"] >= 0.01 and one["total_seconds"] >= 4 * 0.01
+    assert broken["error"] == "ValueError: no" and broken["total_seconds"] > 0
+    assert (tmp_path / "t.md").read_text().startswith("**tiny, float32")
+    assert not list(tmp_path.rglob("*.part"))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert re.fullmatch(r"one: build .+ m?s, first run .+ m?s, .+ m?s in all; median .+ m?s", said[0])
+    assert re.fullmatch(r"broken: failed, .+ m?s in all: ValueError: no", said[1])
+
+
+def test_a_folder_of_tables() -> None:
+    saver = Saver(json=Path("results"), png=Path("charts")).inside("cpu-tiny-1.5b")
+    assert saver == Saver(json=Path("results/cpu-tiny-1.5b.json"), png=Path("charts/cpu-tiny-1.5b.png"))
 
 
 def test_json_reads_back(table: Table) -> None:

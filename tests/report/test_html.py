@@ -101,3 +101,9 @@ def test_save_chooses_by_the_ending(tmp_path):
     assert EVERYTHING.save(tmp_path / "new" / "r.html").read_text().startswith("<!doctype html>")
     assert json.loads(EVERYTHING.save(tmp_path / "r.json").read_text())["sites"][3]["mask"] == "padding(attention_mask)"
     assert EVERYTHING.save(tmp_path / "r.txt").read_text() == str(EVERYTHING)
+
+
+def test_a_size_in_an_assumption_is_explained():
+    assert "s0 &lt;= 1024 <span class='source'>export range</span> <small>s0 = input_ids axis 1</small>" in report_html(
+        EVERYTHING
+    )

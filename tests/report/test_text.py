@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from report.reports import EVERYTHING, proved, refuted, report
+from report.reports import EVERYTHING, RANGE, proved, refuted, report
 from trilithon.report.groups import distinct_masks, groups
-from trilithon.report.text import render, report_text
+from trilithon.report.text import meaning_of, render, report_text
 from trilithon.spec.masks import Causal, SlidingWindow
 
 EXPECTED = """\
@@ -28,7 +28,7 @@ runs on SDPA with the mask as exported
 runs on SDPA with the mask as exported
     encoder.1: aten.bucketize.Tensor has no handler
     at model.py:9, `torch.bucketize(x)`
-sizes: 1 <= s0 <= 1024, s1 >= 2
+sizes: s0 = input_ids axis 1 (1 <= s0 <= 1024), s1 >= 2
 checked at run time: each row of position_ids is consecutive
 declared by the caller: position_ids is all ones
 proved too: causal & documents(position_ids) if position_ids fits 32 bits
@@ -46,7 +46,7 @@ def test_report_text():
 
 
 def test_a_report_without_sites():
-    text = report_text(report(failures=(), ranges={}, passes={}, notes=(), seconds={}, versions={}))
+    text = report_text(report(failures=(), ranges={}, sizes={}, passes={}, notes=(), seconds={}, versions={}))
     assert text.splitlines() == [
         "Tiny<Model>(input_ids, position_ids), torch.export, non-strict",
         "  no attention was found",
@@ -77,6 +77,25 @@ def test_only_equal_neighbours_are_folded():
 )
 def test_a_different_result_is_a_line_of_its_own(change):
     assert len(groups(report(proved(0), proved(1, **change)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("heads", "words"),
+    [
+        ((32, 8), "; 32 heads, 8 of keys and values;"),
+        ((4, 4), "; 4 heads;"),
+        ((4, None), "; 4 query heads;"),
+        (None, "e]; runs"),
+    ],
+)
+def test_heads_as_far_as_they_are_known(heads, words):
+    site = proved(0, heads=heads, assumptions=(RANGE,))
+    assert words.replace("e]", "range]") in report_text(report(site))
+
+
+def test_what_a_size_symbol_is():
+    assert meaning_of("s0 <= 1024", EVERYTHING) == "s0 = input_ids axis 1"
+    assert meaning_of("s01 <= s1", EVERYTHING) == ""
 
 
 def test_a_long_formula_is_cut():

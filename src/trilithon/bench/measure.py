@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from rich.console import Console
@@ -37,6 +37,7 @@ def measure_model(
     command: str = "",
     compiled: Compiled | None = None,
     console: Console | None = None,
+    after_row: Callable[[Table], None] | None = None,
 ) -> Table:
     """Run the rows of `candidates` on this machine; see there for the arguments.
 
@@ -45,6 +46,7 @@ def measure_model(
         repeats: timed runs of a row.
         command: the line that repeats the table.
         console: where the progress bar is drawn.
+        after_row: called after each row with the table so far.
     """
     parameter = next(model.parameters())
     chosen = candidates(model, ids, new_tokens, rows=rows, backend=backend, compiled=compiled)
@@ -66,4 +68,4 @@ def measure_model(
         versions={name: version for name, version in versions().items() if name in ("trilithon", "transformers")},
         repeats=repeats,
     )
-    return run_rows(chosen, bench, console=console)
+    return run_rows(chosen, bench, console=console, after_row=after_row)

@@ -209,7 +209,8 @@ def machine_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's with the threads torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {'1 thread' if threads == 1 else f'{threads} threads'}"
 
 
 def _cpu_model() -> str:

@@ -7,7 +7,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich.console import Console
@@ -68,7 +68,13 @@ class _Measured:
     tokens: Tensor  # [batch, new_tokens] int64, on the CPU
 
 
-def run_rows(candidates: Sequence[Candidate], bench: Bench, *, console: Console | None = None) -> Table:
+def run_rows(
+    candidates: Sequence[Candidate],
+    bench: Bench,
+    *,
+    console: Console | None = None,
+    after_row: Callable[[Table], None] | None = None,
+) -> Table:
     """Build, check and time each candidate in turn; the first is the baseline.
 
     A candidate that fails becomes a row with the error's text. What a candidate holds is freed before the next is
@@ -76,24 +82,34 @@ def run_rows(candidates: Sequence[Candidate], bench: Bench, *, console: Console 
 
     Args:
         console: where the progress bar is drawn; None = standard error. It is redrawn only between timed runs.
+        after_row: called after each row with the table so far, so that an interrupted run keeps what it measured.
 
     Raises:
         InputError: there is no candidate.
     """
     if not candidates:
         raise InputError("there is nothing to measure", todo="pass at least one Candidate; the first is the baseline")
-    floor = floor_of(bench.job, bench.machine)
+    table = _empty_table(bench)
     baseline: _Measured | None = None
-    rows: list[Row] = []
     with _progress(console) as progress:
         task = progress.add_task("", total=len(candidates) * (bench.repeats + 2))
         for i, candidate in enumerate(candidates):
             progress.update(task, completed=i * (bench.repeats + 2))
+            start = time.perf_counter()
             result = _attempt(candidate, bench, lambda stage: _show(progress, task, stage))
             if i == 0 and isinstance(result, _Measured):
                 baseline = result
-            rows.append(_row(candidate, result, baseline, bench, floor))
-            _free()
+            row = _row(candidate, result, baseline, bench, table.floor)
+            row = replace(row, total_seconds=time.perf_counter() - start)
+            table = replace(table, rows=(*table.rows, row))
+            del result
+            free()
+            if after_row is not None:
+                after_row(table)
+    return table
+
+
+def _empty_table(bench: Bench) -> Table:
     return Table(
         model=bench.model,
         machine=bench.machine,
@@ -101,8 +117,8 @@ def run_rows(candidates: Sequence[Candidate], bench: Bench, *, console: Console 
         batch=bench.job.batch,
         prompt_tokens=bench.job.prompt_tokens,
         new_tokens=bench.job.new_tokens,
-        floor=floor,
-        rows=tuple(rows),
+        floor=floor_of(bench.job, bench.machine),
+        rows=(),
         command=bench.command,
         versions=dict(bench.machine.versions) | dict(bench.versions),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -188,7 +204,8 @@ def _compare(tokens: Tensor, baseline: Tensor) -> tuple[bool, str]:
     return False, f"tokens differ from the baseline's from new token {first} of {len(differs)} on"
 
 
-def _free() -> None:
+def free() -> None:
+    """Give back the memory of what nobody holds any more."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # drops compiled programs and the memory pools of their CUDA graphs
     gc.collect()

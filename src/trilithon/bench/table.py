@@ -27,6 +27,7 @@ class Row:
         timing: None when it failed; then `error` says why.
         build_seconds: loading and compiling, before the first run.
         first_run_seconds: the first run, which is not in `timing`; programs that compile themselves do so here.
+        total_seconds: everything that was done for this row, also where it failed.
         ratio_to_baseline: the first row's median over this one's: 2 is twice as fast.
         ratio_to_floor: this row's median over the floor: 1 is as fast as the machine allows.
         tokens_per_second: `tokens` over the median, prefill included.
@@ -38,12 +39,21 @@ class Row:
     timing: Timing | None = None
     build_seconds: float | None = None
     first_run_seconds: float | None = None
+    total_seconds: float | None = None
     ratio_to_baseline: float | None = None
     ratio_to_floor: float | None = None
     tokens_per_second: float | None = None
     tokens_equal_baseline: bool | None = None
     note: str = ""
     error: str = ""
+
+    def summary(self) -> str:
+        """One line: what it took to build, to run first and in all, or why it failed."""
+        total = f"{show_seconds(self.total_seconds or 0)} in all"
+        if self.timing is None or self.build_seconds is None or self.first_run_seconds is None:
+            return f"{self.name}: failed, {total}: {' '.join(self.error.split())}"
+        first = f"build {show_seconds(self.build_seconds)}, first run {show_seconds(self.first_run_seconds)}"
+        return f"{self.name}: {first}, {total}; median {show_seconds(self.timing.median)}"
 
     @property
     def peak_bytes(self) -> int | None:

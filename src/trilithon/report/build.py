@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 
+import torch
+from torch.export import ExportedProgram
+
+from trilithon.capture.sites import Site
 from trilithon.lower.native.attention import kernel_for
 from trilithon.prove.program import Examined
 from trilithon.prove.verdict import Verdict
 from trilithon.report.report import SiteReport
-from trilithon.rewrite.fuse_attention import why_not_canonical
+from trilithon.rewrite.fuse_attention import SITE, why_not_canonical
+from trilithon.rewrite.op import ATTENTION
+from trilithon.rewrite.unlift import fake_inputs
 from trilithon.spec.bias import Dense
 
 KEPT = "SDPA with the mask as exported"
 
 
-def site_report(examined: Examined) -> SiteReport:
-    """The report entry of one site."""
+def site_report(examined: Examined, rewritten: Mapping[str, tuple[int, int]]) -> SiteReport:
+    """The report entry of one site; `rewritten` as `canonical_heads` gives it."""
     site, finding = examined.site, examined.finding
+    heads = rewritten.get(site.name) or _query_heads(site)
     if finding is None or examined.meaning is None:
         refusal = examined.refusal
         why = refusal.why if refusal is not None else "not examined"
@@ -32,7 +40,7 @@ def site_report(examined: Examined) -> SiteReport:
             where=str(site.where) if refusal is None else str(refusal.where or site.where),
             runs_on=KEPT,
             bias=Dense() if "bias" in why else None,
-            heads=_heads(examined),
+            heads=heads,
         )
     proof = finding.proof
     proved = proof.verdict is Verdict.PROVED
@@ -49,14 +57,36 @@ def site_report(examined: Examined) -> SiteReport:
         where=str(site.where),
         runs_on=(f"{KEPT} ({obstacle})" if obstacle else kernel_for(proof.mask)) if proved else KEPT,
         alternatives=finding.alternatives,
-        heads=_heads(examined),
+        heads=heads,
         solver_seconds=proof.solver_seconds,
     )
 
 
-def _heads(examined: Examined) -> tuple[int, int] | None:
-    q, k = examined.site.q.meta["val"].shape, examined.site.k.meta["val"].shape
-    return (int(q[1]), int(k[1])) if isinstance(q[1], int) and isinstance(k[1], int) else None
+def canonical_heads(program: ExportedProgram) -> dict[str, tuple[int, int]]:
+    """Site name -> query heads and key/value heads, of the sites that a rewritten program has as the canonical op."""
+    found = {}
+    for node in program.graph.nodes:
+        if node.target is ATTENTION:
+            q, k = (operand.meta["val"].shape[1] for operand in node.args[:2])
+            if isinstance(q, int) and isinstance(k, int):
+                found[node.meta[SITE]] = (q, k)
+    return found
+
+
+def _query_heads(site: Site) -> tuple[int, None] | None:
+    """The key/value heads of a site as exported are not known: its K may hold repeated ones."""
+    heads = site.dims[1]
+    return (heads, None) if isinstance(heads, int) else None
+
+
+def size_names(program: ExportedProgram) -> dict[str, str]:
+    """Size symbol -> the first axis of an input that has it, e.g. "input_ids axis 1"."""
+    named: dict[str, str] = {}
+    for name, value in fake_inputs(program).items():
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, torch.SymInt) and str(size).isidentifier():
+                named.setdefault(str(size), f"{name} axis {axis}")
+    return named
 
 
 def versions() -> dict[str, str]:

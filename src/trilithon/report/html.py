@@ -9,7 +9,7 @@ from trilithon.prove.verdict import Verdict
 from trilithon.report.groups import Group, condition, distinct_masks, groups
 from trilithon.report.picture import draw, svg
 from trilithon.report.report import Report
-from trilithon.report.text import NOTHING, assuming, facts, form
+from trilithon.report.text import NOTHING, assuming, facts, form, heads, meaning_of
 from trilithon.spec.masks import Mask
 
 
@@ -22,7 +22,7 @@ def report_html(report: Report) -> str:
         f"<p class='lead'>{_summary(report)}</p></header>",
         _section("Attention sites", _sites(found)),
         _section("Masks", f"<div class='pictures'>{''.join(_figure(*pair) for pair in distinct_masks(report))}</div>"),
-        _section("Assumptions", _assumptions(found)),
+        _section("Assumptions", _assumptions(report, found)),
         _section("Other proved forms", _others(found)),
         _section("Lifted formulas", "".join(_formula(g) for g in found if g.site.formula)),
         _section("Details", _details(report)),
@@ -57,14 +57,18 @@ def _sites(found: list[Group]) -> str:
 
 def _row(group: Group) -> str:
     site = group.site
-    count = f"<br><small>{group.count} sites</small>" if group.count > 1 else ""
-    name = f"<code>{escape(group.name)}</code>{count}"
+    below = (f"{group.count} sites" if group.count > 1 else "", heads(group))
+    name = "<br>".join((f"<code>{escape(group.name)}</code>", *(_small(line) for line in below if line)))
     mask = f"<code>{escape(form(group))}</code>"
     cells = (_badge(site.verdict, site.verdict.name), name, mask, escape(assuming(group)), escape(site.runs_on))
     rows = f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     if site.verdict is not Verdict.PROVED:
         rows += f"<tr class='why'><td></td><td colspan='4'>{_explanation(group)}</td></tr>"
     return rows
+
+
+def _small(text: str) -> str:
+    return f"<small>{escape(text)}</small>" if text else ""
 
 
 def _explanation(group: Group) -> str:
@@ -79,15 +83,17 @@ def _explanation(group: Group) -> str:
 def _figure(mask: Mask, role: str) -> str:
     drawing = draw(mask)
     caption = "" if isinstance(drawing, str) else drawing.caption
-    small = f"<small>{escape(caption)}</small>" if caption else ""
-    words = f"<code>{escape(str(mask))}</code><span>{escape(role)}</span>{small}"
+    words = f"<code>{escape(str(mask))}</code><span>{escape(role)}</span>{_small(caption)}"
     return f"<figure>{svg(mask)}<figcaption>{words}</figcaption></figure>"
 
 
-def _assumptions(found: list[Group]) -> str:
+def _assumptions(report: Report, found: list[Group]) -> str:
     proved = [g.site for g in found if g.site.verdict is Verdict.PROVED]
     listed = dict.fromkeys(a for site in proved for a in site.assumptions)
-    items = "".join(f"<li>{escape(a.text)} <span class='source'>{escape(a.source)}</span></li>" for a in listed)
+    items = "".join(
+        f"<li>{escape(a.text)} <span class='source'>{escape(a.source)}</span> {_small(meaning_of(a.text, report))}</li>"
+        for a in listed
+    )
     return f"<ul>{items}</ul>" if items else "<p>None: the proofs hold for every input.</p>" if proved else ""
 
 

@@ -29,7 +29,7 @@ class SiteReport:
         where: the user's source line.
         runs_on: the kernel that will serve it.
         alternatives: other proved forms of this mask, under other assumptions.
-        heads: (query heads, key heads before repetition), when static.
+        heads: (query heads, key/value heads before repetition), when static; the second is known of rewritten sites only.
         solver_seconds: time in z3.
     """
 
@@ -45,7 +45,7 @@ class SiteReport:
     runs_on: str = ""
     bias: Bias | None = None
     alternatives: tuple[Proof, ...] = ()
-    heads: tuple[int, int] | None = None
+    heads: tuple[int, int | None] | None = None
     solver_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +77,7 @@ class Report:
         inputs: names of the inputs it was exported with.
         route: how it was captured; `failures` are the routes tried before.
         ranges: size symbol -> (lowest, highest or None).
+        sizes: size symbol -> the axis that has it, e.g. "input_ids axis 1".
         sites: one entry an attention call, in graph order.
         passes: pass name -> number of places rewritten.
         seconds: stage -> seconds.
@@ -90,6 +91,7 @@ class Report:
     sites: list[SiteReport]
     failures: tuple[str, ...] = ()
     ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    sizes: dict[str, str] = field(default_factory=dict)
     passes: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -109,6 +111,7 @@ class Report:
             "route": self.route,
             "failures": list(self.failures),
             "ranges": {name: list(bounds) for name, bounds in self.ranges.items()},
+            "sizes": self.sizes,
             "sites": [site.to_dict() for site in self.sites],
             "passes": self.passes,
             "seconds": self.seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from rich.box import SIMPLE_HEAD
@@ -32,7 +33,9 @@ def report_text(report: Report) -> str:
     lines = [heading(report), *([] if found else [f"  {NOTHING}"])]
     for group, row in zip(found, columns, strict=True):
         cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append(f"  {cells}  {assuming(group)}; runs on {group.site.runs_on}")
+        lines.append(
+            "; ".join(part for part in (f"  {cells}  {assuming(group)}", heads(group), f"runs on {group.site.runs_on}") if part)
+        )
         lines += [f"    {line}" for line in explanation(group)]
     return "\n".join([*lines, *(f"{name}: {text}" for name, text in facts(report))])
 
@@ -65,7 +68,8 @@ def _table(report: Report) -> Table:
     table.add_column("attention", no_wrap=True)
     table.add_column("mask", overflow="fold")
     for g in groups(report):
-        sites = Text.assemble(g.name, (f"\n{g.count} sites" if g.count > 1 else "", "dim"))
+        below = (f"{g.count} sites" if g.count > 1 else "", heads(g))
+        sites = Text.assemble(g.name, *((f"\n{line}", "dim") for line in below if line))
         mask = Text.assemble((form(g), "bold"), "\n", assuming(g), "\n", (f"runs on {g.site.runs_on}", "dim"))
         table.add_row(Text(g.site.verdict.name, style=COLOURS[g.site.verdict]), sites, mask)
     return table
@@ -88,6 +92,21 @@ def assuming(group: Group) -> str:
     return "; ".join(map(str, group.site.assumptions)) or "no assumptions"
 
 
+def heads(group: Group) -> str:
+    """The numbers of heads as far as they are known: "32 heads, 8 of keys and values"."""
+    match group.site.heads:
+        case None:
+            return ""
+        case (q, None):
+            return _count(q, "query head")
+        case (q, kv):
+            return _count(q, "head") if q == kv else f"{_count(q, 'head')}, {kv} of keys and values"
+
+
+def _count(number: int, name: str) -> str:
+    return f"1 {name}" if number == 1 else f"{number} {name}s"
+
+
 def explanation(group: Group) -> list[str]:
     """For sites that were not proved: the reason, the user's line and the lifted mask."""
     site = group.site
@@ -107,8 +126,9 @@ def explanation(group: Group) -> list[str]:
 
 def facts(report: Report) -> Iterator[tuple[str, str]]:
     """What stands below the sites, a name and a text each."""
-    if report.ranges:
-        yield "sizes", ", ".join(_range(name, *bounds) for name, bounds in report.ranges.items())
+    symbols = dict.fromkeys((*report.ranges, *report.sizes))
+    if symbols:
+        yield "sizes", ", ".join(_size(name, report) for name in symbols)
     if report.guards:
         yield "checked at run time", "; ".join(guard.text for guard in report.guards)
     declared = _declared(report)
@@ -127,6 +147,18 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "seconds", ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
     if report.versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
+
+
+def _size(name: str, report: Report) -> str:
+    """What is known of a size: "s70 = input_ids axis 1 (1 <= s70 <= 512)"."""
+    range_ = _range(name, *report.ranges[name]) if name in report.ranges else ""
+    meaning = meaning_of(name, report)
+    return f"{meaning} ({range_})" if meaning and range_ else meaning or range_
+
+
+def meaning_of(text: str, report: Report) -> str:
+    """What the size symbols in a text are: "s70 = input_ids axis 1" for "s70 <= 512"."""
+    return ", ".join(f"{name} = {axis}" for name, axis in report.sizes.items() if re.search(rf"\b{name}\b", text))
 
 
 def _range(name: str, low: int, high: int | None) -> str:

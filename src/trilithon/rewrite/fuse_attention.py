@@ -15,6 +15,7 @@ from trilithon.rewrite.op import ATTENTION
 from trilithon.spec.masks import Causal, Mask, Padding, SlidingWindow, parts
 
 aten = torch.ops.aten
+SITE = "trilithon_site"  # in `meta` of a canonical node: the name of the site that it was
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class FuseAttention:
                 k = plain
             args = (q, k, v, str(proved.mask), proved.scale, None, key_mask)
             node = gm.graph.call_function(ATTENTION, args)
-        node.meta = dict(old.meta)
+        node.meta = {**old.meta, SITE: site.name}
         old.replace_all_uses_with(node)
 
 

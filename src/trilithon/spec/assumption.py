@@ -103,7 +103,8 @@ def _steps(table: Tensor) -> Tensor:
 
 
 def _in_int32(table: Tensor) -> Tensor:
-    return ((table >= -INT32) & (table <= INT32)).all()
+    wide = table.long()  # the bounds themselves do not fit an int32 table
+    return ((wide >= -INT32) & (wide <= INT32)).all()
 
 
 KINDS: dict[str, Kind] = {

@@ -235,8 +235,8 @@ def _parse_part(text: str) -> Mask:
         return Full()
     if name == "causal":
         return Causal(align)
-    if name == "window":
+    if name == "window" and arguments and arguments[0].isdecimal() and int(arguments[0]) > 0:
         return SlidingWindow(int(arguments[0]), align)
-    if name == "padding":
+    if name == "padding" and any(arguments):
         return Padding(arguments[0])
     raise InputError(f"{text!r} names no mask", todo="use full, causal, window(n) or padding(table), joined by &")

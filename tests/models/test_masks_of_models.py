@@ -1,0 +1,72 @@
+"""What Hugging Face really hands to attention: each architecture, in each mode, as sdpa and as eager attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import trilithon
+from models.configs import tiny
+from trilithon import Causal, Full, Mask, Padding, SlidingWindow, Verdict
+from trilithon.capture import hf
+
+IDS, POSITIONS, MASK = ("input_ids",), ("input_ids", "position_ids"), ("input_ids", "attention_mask")
+PADDED = Padding("attention_mask")
+CASES: list[tuple[str, tuple[str, ...], Mask, str | None]] = [
+    *[(name, IDS, Causal(), None) for name in ("qwen2.5", "qwen3", "llama-3.2", "gpt2")],
+    *[(name, POSITIONS, Causal(), "consecutive") for name in ("qwen2.5", "qwen3", "llama-3.2", "gpt2")],
+    *[(name, MASK, Causal() & PADDED, None) for name in ("qwen2.5", "qwen3", "llama-3.2", "gpt2")],
+    ("mistral", IDS, SlidingWindow(6), None),
+    ("mistral", POSITIONS, SlidingWindow(6), "consecutive"),
+    ("mistral", MASK, SlidingWindow(6) & PADDED, None),
+    ("bert", MASK, PADDED, None),
+]
+
+
+def without_padding(mask: Mask) -> Mask:
+    """Eager attention under padding: a fully padded row is the mean of V, so only the guarded form is proved."""
+    return {Causal() & PADDED: Causal(), SlidingWindow(6) & PADDED: SlidingWindow(6), PADDED: Full()}[mask]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("name", "inputs", "mask", "guard"), CASES, ids=lambda value: "+".join(value) if isinstance(value, tuple) else str(value)
+)
+def test_every_site_is_proved(name: str, inputs: tuple[str, ...], mask: Mask, guard: str | None, attention: str) -> None:
+    if attention == "eager" and inputs == MASK:
+        mask, guard = without_padding(mask), "all_ones"
+    model = tiny(name, attention)
+    example, shapes = hf.example_for(model, inputs)
+    report = trilithon.explain(model, example, shapes)
+    assert len(report.sites) == 2
+    for site in report.sites:
+        assert site.verdict is Verdict.PROVED, site.reason
+        assert site.mask == mask
+        assert {a.kind for a in site.assumptions if a.source == "guard"} == ({guard} if guard else set())
+        assert "modeling_" in site.where
+        assert site.kind == ("sdpa" if attention == "sdpa" else "decomposed")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["qwen2.5", "gpt2", "mistral"])
+def test_compiled_call_equals_eager_in_every_mode(name: str, attention: str) -> None:
+    model = tiny(name, attention)
+    llm = trilithon.compile(model, max_tokens=64)
+    ids = torch.randint(3, 300, (2, 17), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :6] = 0
+    packed = torch.cat([torch.arange(9), torch.arange(8)]).expand(2, -1)
+
+    def eager(**given: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = model(use_cache=False, **given).logits
+        return logits
+
+    torch.testing.assert_close(llm(ids), eager(input_ids=ids), rtol=1e-4, atol=1e-4)
+    assert llm.guard_failures == 0
+    got, want = llm(ids, position_ids=packed), eager(input_ids=ids, position_ids=packed)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert llm.guard_failures == 1  # really packed: the general program ran
+    got, want = llm(ids, attention_mask=mask), eager(input_ids=ids, attention_mask=mask)
+    torch.testing.assert_close(got[mask.bool()], want[mask.bool()], rtol=1e-4, atol=1e-4)

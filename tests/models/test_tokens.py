@@ -1,0 +1,87 @@
+"""Greedy tokens of `generate` equal Hugging Face eager's, token by token, in float32."""
+
+from __future__ import annotations
+
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+
+import trilithon
+from models.configs import tiny
+from trilithon import Options, Verdict
+
+CACHED = ("qwen2.5", "qwen3", "llama-3.2", "mistral")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", CACHED)
+def test_greedy_tokens_equal_eager(name: str, attention: str) -> None:
+    """Batch 3 of unequal lengths; for mistral the rows run past the window of 6."""
+    model = tiny(name, attention)
+    llm = trilithon.compile(model, max_tokens=48, options=Options(max_batch=3))
+    ids = torch.randint(3, 300, (3, 14), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    mask[2, :11] = 0
+    for given in (None, mask):
+        want = model.generate(ids, attention_mask=given, max_new_tokens=24, do_sample=False, pad_token_id=0)
+        got = llm.generate(ids, attention_mask=given, max_new_tokens=24, pad_token_id=0)
+        assert torch.equal(got, want)
+        assert len(set(got[:, 14:].flatten().tolist())) > 5  # tokens mean something
+
+
+@pytest.mark.timeout(300)
+def test_trained_checkpoint_over_twenty_prompts() -> None:
+    model, tokenizer = trilithon.load_model("byte-llama"), trilithon.load_tokenizer("byte-llama")
+    assert tokenizer is not None
+    llm = trilithon.compile(model, max_tokens=128)
+    for text in [topics[name].strip()[:40] for name in sorted(topics)[:20]]:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        want = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False, eos_token_id=None)
+        assert torch.equal(llm.generate(ids, max_new_tokens=64, eos_token_id=None), want)
+
+
+def test_a_used_decoder_starts_afresh() -> None:
+    model = tiny("llama-3.2")
+    llm = trilithon.compile(model, max_tokens=40)
+    ids = torch.randint(3, 300, (1, 12), generator=torch.Generator().manual_seed(2))
+    first = llm.generate(ids, max_new_tokens=20)
+    llm.generate(ids[:, :5], max_new_tokens=30)
+    assert torch.equal(llm.generate(ids, max_new_tokens=20), first)
+
+
+@pytest.mark.timeout(300)
+def test_inductor_decode_equals_eager() -> None:
+    model = tiny("llama-3.2")
+    llm = trilithon.compile(model, max_tokens=40, options=Options(inductor=True))
+    ids = torch.randint(3, 300, (1, 12), generator=torch.Generator().manual_seed(3))
+    want = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
+    assert torch.equal(llm.generate(ids, max_new_tokens=20), want)
+
+
+def test_minilm_with_real_weights() -> None:
+    """A real encoder: its padding mask is proved, embeddings equal eager's, and it has no cache."""
+    model, tokenizer = trilithon.load_model("minilm"), trilithon.load_tokenizer("minilm")
+    assert tokenizer is not None
+    llm = trilithon.compile(model)
+    assert {str(site.mask) for site in llm.report.sites} == {"padding(attention_mask)"}
+    assert all(site.verdict is Verdict.PROVED for site in llm.report.sites)
+    batch = tokenizer(["attention is a matrix", "masks say who may look at whom, and when"], padding=True, return_tensors="pt")
+    ids, mask = batch.input_ids, batch.attention_mask
+    assert int(mask.sum()) < mask.numel()
+    with torch.no_grad():
+        want = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    output = llm(ids, attention_mask=mask)
+    got = output[0] if isinstance(output, tuple) else output
+    torch.testing.assert_close(got[mask.bool()], want[mask.bool()], rtol=1e-4, atol=1e-4)
+    with pytest.raises(trilithon.CannotCache, match="not a Hugging Face causal LM"):
+        llm.generate(ids, max_new_tokens=3)
+
+
+def test_gpt2_says_why_it_has_no_cache() -> None:
+    model = tiny("gpt2")
+    llm = trilithon.compile(model, max_tokens=32)
+    with pytest.raises(trilithon.CannotCache, match="pytorch_utils.py:"):
+        llm.generate(torch.ones(1, 4, dtype=torch.int64), max_new_tokens=2)
+    assert any("no KV cache" in note for note in llm.report.notes)
