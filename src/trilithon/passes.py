@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch.fx import GraphModule, Node
 
-from trilithon.errors import PassBroke, Where
+from trilithon.errors import PassBroke, TrilithonError, Where
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,16 @@ def run_passes(
     """
     outcomes: dict[str, Outcome] = {}
     for p in passes:
-        outcomes[p.name] = p(gm)
+        try:
+            outcomes[p.name] = p(gm)
+        except TrilithonError:
+            raise
+        except Exception as error:
+            raise PassBroke(
+                f"pass {p.name} failed",
+                why=f"{type(error).__name__}: {error}",
+                todo="this is a bug of Trilithon: please report it",
+            ) from error
         try:
             gm.graph.lint()
         except Exception as error:

@@ -26,9 +26,8 @@ def preset(name: str) -> Any:
 
 
 def gpt2() -> Any:
-    return transformers.GPT2Config(
-        n_layer=2, n_embd=32, n_head=4, vocab_size=300, n_positions=128, bos_token_id=None, eos_token_id=None
-    )
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 300, "n_positions": 128}
+    return transformers.GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)
 
 
 def mistral() -> Any:

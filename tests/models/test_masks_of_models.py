@@ -30,9 +30,7 @@ def without_padding(mask: Mask) -> Mask:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(
-    ("name", "inputs", "mask", "guard"), CASES, ids=lambda value: "+".join(value) if isinstance(value, tuple) else str(value)
-)
+@pytest.mark.parametrize(("name", "inputs", "mask", "guard"), CASES, ids=str)
 def test_every_site_is_proved(name: str, inputs: tuple[str, ...], mask: Mask, guard: str | None, attention: str) -> None:
     if attention == "eager" and inputs == MASK:
         mask, guard = without_padding(mask), "all_ones"

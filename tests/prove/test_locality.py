@@ -111,11 +111,11 @@ def last_learned(m: Decoder, x: Tensor, p: Tensor) -> Tensor:
 
 def vector_product(m: Decoder, x: Tensor, p: Tensor) -> Tensor:
     """A product with a vector drops an axis; the softmax after it runs over tokens."""
-    return x * torch.softmax(torch.matmul(x, m.head.weight[0]), 1).unsqueeze(-1)
+    return x * torch.softmax(torch.matmul(x, m.norm.weight), 1).unsqueeze(-1)
 
 
 def gather_rows(m: Decoder, x: Tensor, p: Tensor) -> Tensor:
-    return x + F.embedding(torch.zeros_like(p), x.mean(0))
+    return x + F.embedding(p * 0, x.mean(0))
 
 
 FORBIDDEN: dict[str, tuple[Twist, str]] = {
@@ -127,13 +127,13 @@ FORBIDDEN: dict[str, tuple[Twist, str]] = {
     "convolution": (convolve, "is not known to keep tokens apart"),
     "flip": (lambda m, x, p: x.flip(1), "flip.default is not known to keep tokens apart"),
     "roll": (lambda m, x, p: x.roll(1, 1), "is not known to keep tokens apart"),
-    "batch_norm": (batch_norm, "is not known to keep tokens apart"),
+    "batch_norm": (batch_norm, "batch_norm_legit.no_stats is not modelled"),
     "scaled_by_length": (lambda m, x, p: x / x.shape[1], "makes values from the number of tokens"),
     "scaled_by_root_of_length": (lambda m, x, p: x / math.sqrt(x.shape[1]), "makes values from the number of tokens"),
     "scaled_by_inverse_length": (lambda m, x, p: x * (1.0 / x.shape[1]), "makes values from the number of tokens"),
     "learned_by_index": (learned_by_index, "makes values from the number of tokens"),
     "last_learned": (last_learned, "makes values from the number of tokens"),
-    "vector_product": (vector_product, "multiplies along tokens"),
+    "vector_product": (vector_product, "multiplies with a vector"),
     "gather_rows": (gather_rows, "looks tokens up"),
     "product_of_tokens": (lambda m, x, p: x + (x @ x.transpose(1, 2)) @ x, "it multiplies along tokens"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -126,6 +126,7 @@ def _fused(node: Node) -> Site:
     q, k, v = args["query"], args["key"], args["value"]
     if q.meta["val"].dim() != 4:
         problem = f"its query has rank {q.meta['val'].dim()}, not 4 [b h s d]"
+    problem = problem or _broadcasts(q.meta["val"].shape, k.meta["val"].shape, v.meta["val"].shape)
     return Site(
         name=module_path(node) or node.name,
         kind=FUSED[node.target],  # type: ignore[index]
@@ -142,6 +143,15 @@ def _fused(node: Node) -> Site:
     )
 
 
+def _broadcasts(q: Sequence[Any], k: Sequence[Any], v: Sequence[Any]) -> str:
+    """Why q `[b h s d]`, k `[b g t d]` and v `[b g t e]` fit only by broadcasting, or ""."""
+    if not len(q) == len(k) == len(v) == 4:
+        return "" if len(q) != 4 else "its keys or values have another rank than its query"
+    if str(k[0]) != str(q[0]) or list(map(str, v[:2])) != list(map(str, k[:2])):
+        return f"its operands fit only by broadcasting: q {list(q)}, k {list(k)}, v {list(v)}"
+    return ""
+
+
 def _decomposed(softmax: Node) -> Site | None:
     """matmul -> scale, mask -> softmax -> matmul, as eager attention exports; None if it is another softmax."""
     logits: Any = softmax.args[0]
@@ -153,6 +163,10 @@ def _decomposed(softmax: Node) -> Site | None:
     if product is None or len(scores) != 1:
         return None
     score: Any = scores[0]
+    q, k, v = (x.meta["val"].shape for x in (score.args[0], score.args[1], product.args[1]))  # type: ignore[union-attr]
+    problem = f"its scores have rank {rank}, not 4 [b h s t]" if rank != 4 else ""
+    if rank == 4:
+        problem = _broadcasts(q, (*k[:2], k[3], k[2]) if len(k) == 4 else k, v)
     return Site(
         name=module_path(softmax) or softmax.name,
         kind="decomposed",
@@ -164,7 +178,7 @@ def _decomposed(softmax: Node) -> Site | None:
         score=score,
         is_causal=False,
         scale=None,
-        problem="" if rank == 4 else f"its scores have rank {rank}, not 4 [b h s t]",
+        problem=problem,
         where=where_of(softmax),
     )
 

@@ -102,19 +102,31 @@ def _transfer(node: Node, labels: Mapping[Node, Label]) -> Label:
 
 
 def _symbols(size: Any) -> set[Any]:
-    """The size symbols of an int or SymInt."""
-    return set(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else set()
+    """The size symbols of a number; a float or a condition may be made of sizes too."""
+    symbolic = isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool))
+    return set(size.node.expr.free_symbols) if symbolic else set()
 
 
 def _refuse_length(node: Node, labels: Mapping[Node, Label], symbols: set[Any]) -> None:
     """A value must not come from the number of tokens, as an arange's does: in a cache that number is another."""
-    if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor) or node.target in RESHAPES:
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+        return
+    if node.target in RESHAPES and not _starts_at_length(node, symbols):
         return
     for x in node.all_input_nodes:
         held = x.meta.get("val")
         sizes = held.shape if isinstance(held, torch.Tensor) and labels[x] is None else [held]
         if any(_symbols(size) & symbols for size in sizes):
             raise refuse(node, f"{node.target} makes values from the number of tokens, not from position_ids")
+
+
+def _starts_at_length(node: Node, symbols: set[Any]) -> bool:
+    """Is it a slice whose first element depends on the number of tokens, or that steps by it?"""
+    if node.target is not aten.slice.Tensor:
+        return False
+    args = bound_arguments(node)
+    bounds = [x.meta.get("val") if isinstance(x, Node) else x for x in (args["start"], args["step"])]
+    return any(_symbols(x) & symbols for x in bounds)
 
 
 def _elementwise(node: Node, operands: list[Node], labels: Mapping[Node, Label]) -> Label:
@@ -138,8 +150,8 @@ def _same_axis(node: Node, labels: Mapping[Node, Label]) -> Label:
     dims = args.get("dim", -1)
     if "normalized_shape" in args:
         dims = list(range(-len(args["normalized_shape"]), 0))
-    over = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
-    if axis is None or axis in over:
+    over = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims]) if d is not None}
+    if axis is None or axis in over or not over:  # no axis named: all of them
         raise refuse(node, "it reduces over tokens")
     removed = sum(d < axis for d in over) if node.target is aten.mean.dim and not args["keepdim"] else 0
     return axis - removed
@@ -155,6 +167,8 @@ def _linear(node: Node, labels: Mapping[Node, Label]) -> Label:
 
 
 def _embedding(node: Node, labels: Mapping[Node, Label]) -> Label:
+    if labels[node.args[0]] is not None:  # type: ignore[index]
+        raise refuse(node, "it looks tokens up by number")
     return labels[node.args[1]]  # type: ignore[index]
 
 
@@ -223,9 +237,12 @@ def _cat(node: Node, labels: Mapping[Node, Label]) -> Label:
 
 def _matmul(node: Node, labels: Mapping[Node, Label]) -> Label:
     """Tokens may be rows of the left factor or columns of the right one, never what is summed over."""
-    a, b = node.all_input_nodes
+    a: Any = node.args[0]
+    b: Any = node.args[1]
     rank: int = node.meta["val"].dim()
     left, right = labels[a], labels[b]
+    if min(a.meta["val"].dim(), b.meta["val"].dim()) < 2:
+        raise refuse(node, "it multiplies with a vector, which is not modelled")
     if right is None and left == a.meta["val"].dim() - 2:
         return rank - 2
     if left is None and right == b.meta["val"].dim() - 1:

@@ -55,14 +55,16 @@ class Prover:
     seconds: float = 10.0
     spent: float = 0.0
 
-    def valid(self, goal: Term, given: tuple[Term, ...] = (), extra: tuple[Term, ...] = ()) -> Answer:
-        """Does `goal` hold wherever `given` does? `extra` are lemmas, proved before."""
+    def valid(
+        self, goal: Term, given: tuple[Term, ...] = (), extra: tuple[Term, ...] = (), about: tuple[Term, ...] = ()
+    ) -> Answer:
+        """Does `goal` hold wherever `given` does? `extra` are lemmas, proved before; facts are put in at `about` too."""
         if goal is t.TRUE:
             return Answer("valid")
         encode = Encoder()
         solver = z3.Solver()
         negated = t.conj(t.negate(goal), *given)
-        facts = list(self._facts((negated, *extra)))
+        facts = list(self._facts((negated, *extra, *about)))
         for term in (negated, *extra):
             solver.add(encode(term))
         every = [negated, *extra, *(fact for fact, _ in facts)]
@@ -83,7 +85,7 @@ class Prover:
             if (shape := self.tables.get(a.table)) is not None
         ]
         inside = [bound for e in entries for bound in self._inside(e)]
-        return self.valid(t.FALSE, given=tuple(inside))
+        return self.valid(t.FALSE, given=tuple(inside), about=tuple(entries))
 
     def _check(self, solver: z3.Solver, labels: Mapping[str, Assumption]) -> Answer:
         left = self.seconds - self.spent

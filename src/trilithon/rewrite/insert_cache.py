@@ -46,6 +46,7 @@ def cache_shapes(program: ExportedProgram) -> list[CacheShape]:
             why=f"the program takes {', '.join(names)}; a cache needs exactly input_ids and position_ids",
             todo="export a causal LM with input_ids and position_ids",
         )
+    _refuse_fixed_length(program)
     labels = token_axes(program, TOKEN_INPUTS, ATTENTION)
     outputs = [n for n in program.graph.output_node().args[0] if isinstance(n, Node)]
     if len(outputs) != 1 or labels[outputs[0]] != 1:
@@ -55,6 +56,13 @@ def cache_shapes(program: ExportedProgram) -> list[CacheShape]:
     if unproved or not sites:
         raise refuse((unproved or outputs)[0], "the mask of this attention is not proved causal")
     return [_cache_shape(node) for node in sites]
+
+
+def _refuse_fixed_length(program: ExportedProgram) -> None:
+    """Prefill and decode run the program at other lengths than the example's."""
+    for node in program.graph.nodes:
+        if node.name in TOKEN_INPUTS and isinstance(node.meta["val"].shape[TOKEN_INPUTS[node.name]], int):
+            raise refuse(node, "the number of tokens is fixed: export it with a dynamic token axis")
 
 
 def _cache_shape(node: Node) -> CacheShape:
