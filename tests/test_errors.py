@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import trilithon
-from masks import PROVED, Attend, export_case, inputs
+from masks import PROVED, Attend, Case, export_case, inputs
 from models.configs import tiny
-from trilithon import Compiled, Options, TrilithonError
+from trilithon import Causal, Compiled, Options, TrilithonError
 
 
 class Branches(nn.Module):
@@ -127,3 +127,38 @@ def test_lower_gives_an_exported_program() -> None:
     assert "triu" not in str(program.graph)
     given = inputs(case, 3, 9, 9)
     torch.testing.assert_close(program.module()(**given), Attend(case)(**given))
+
+
+def test_sizes_outside_the_proved_range_are_refused() -> None:
+    """A window of 5000 is causal up to 4096 tokens: beyond, the program must not run."""
+    case = Case(lambda q, k, x: (k <= q) & (k > q - 5000), Causal())
+    program = export_case(case).program
+    (site,) = trilithon.explain(program).sites
+    assert site.mask == Causal()
+    assert any(a.source == "export range" for a in site.assumptions)
+    compiled = trilithon.compile(program)
+    given = inputs(case, 1, 4097, 4097)
+    text = text_of(trilithon.InputError, lambda: compiled(**given))
+    assert "must have 1 to 4096 entries, got 4097" in text
+    given = {**inputs(case, 1, 8, 8), "k": torch.randn(1, 2, 9, 4)}
+    assert "must have 8 entries as the other inputs do, got 9" in text_of(trilithon.InputError, lambda: compiled(**given))
+    with pytest.raises(Exception, match="4096"):
+        trilithon.lower(program).module()(**inputs(case, 1, 4097, 4097))
+
+
+def test_a_lowered_program_asserts_its_guards() -> None:
+    case = PROVED["packed_positions"]
+    lowered = trilithon.lower(export_case(case).program).module()
+    given = inputs(case, 2, 6, 6)
+    good = {**given, "position_ids": torch.arange(6).expand(2, -1).contiguous()}
+    torch.testing.assert_close(lowered(**good), Attend(case)(**good))
+    with pytest.raises(RuntimeError, match="each row of position_ids is consecutive does not hold"):
+        lowered(**{**given, "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]).repeat(2, 1)})
+
+
+def test_a_cache_has_no_more_tokens_than_the_model_positions() -> None:
+    model = tiny("qwen2.5")
+    model.config.max_position_embeddings = 64
+    text = text_of(trilithon.InputError, lambda: trilithon.compile(model, max_tokens=65))
+    assert "max_tokens=65 must be between 2 and 64" in text
+    assert trilithon.compile(model).max_tokens == 64

@@ -22,14 +22,15 @@ from trilithon.report.build import canonical_heads, site_report, size_names, ver
 from trilithon.report.report import Report
 from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
 from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
-from trilithon.rewrite.pipeline import rewrite
+from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import fake_inputs, input_names, unlift
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
-from trilithon.runtime.program import Program
+from trilithon.runtime.program import Program, expected_inputs
 from trilithon.runtime.verify import verify_decoder, verify_program
 from trilithon.spec.assumption import Assumption
 
 Example = Mapping[str, Any]
+DEFAULT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -129,21 +130,23 @@ def lower(
 ) -> ExportedProgram:
     """Rewrite every proved attention of an exported program to `trilithon::attention`.
 
-    The result is right wherever the guards of its report hold: see `explain(program).guards`.
+    What a proof needs of the inputs is asserted in the program (`_assert_async`), so that it fails on inputs that
+    break it, and never gives a wrong answer. `explain(program).guards` lists these.
 
     Args:
         program: as torch.export gives it.
         assume: declared facts about inputs.
         options: solver budget.
     """
-    return analyse(program, None, None, tuple(assume), options).rewritten
+    analysis = analyse(program, None, None, tuple(assume), options)
+    return assert_guards(analysis.rewritten, analysis.guards)
 
 
 def compile(
     model: str | nn.Module | ExportedProgram,
     example_kwargs: Example | None = None,
     *,
-    max_tokens: int = 4096,
+    max_tokens: int | None = None,
     backend: str = "auto",
     dynamic_shapes: Any = None,
     assume: tuple[Assumption, ...] = (),
@@ -154,7 +157,8 @@ def compile(
     Args:
         model: a module in eval mode, an exported program, or the name of a preset, folder or hub id.
         example_kwargs: keyword arguments of one call; a Hugging Face model has a default.
-        max_tokens: capacity of a row of the KV cache, prompt and generated tokens together.
+        max_tokens: capacity of a row of the KV cache, prompt and generated tokens together; default: 4096, or the
+            model's number of positions if that is less.
         backend: "auto" (chooses, and the report says what), "native" (PyTorch kernels), "eager" (the canonical op
             written out), "tensorrt".
         dynamic_shapes: as torch.export takes them.
@@ -171,8 +175,7 @@ def compile(
     """
     if isinstance(model, str):
         model = hf.load_model(model)
-    if max_tokens < 2:
-        raise InputError(f"max_tokens={max_tokens} must be at least 2", todo="a prompt and one generated token need two")
+    max_tokens = _capacity(model, max_tokens)
     backend = resolve_backend(backend)
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
@@ -202,9 +205,7 @@ def _program(analysis: Analysis, backend: str, options: Options) -> tuple[Progra
     held, fast = fake_inputs(captured), unlift(analysis.rewritten)
     device = next((w.device for w in fast.buffers()), torch.device("cpu"))
     program = Program(
-        inputs=tuple(held),
-        dtypes={name: value.dtype for name, value in held.items()},
-        ranks={name: value.dim() for name, value in held.items()},
+        expected=expected_inputs(held, analysis.report.ranges),
         fast=lower_module(fast, backend, options, role="sequence"),
         general=unlift(general),
         guards=analysis.guards,
@@ -240,6 +241,20 @@ def _decoder(
     if options.verify:
         verify_decoder(decoder, model)
     return decoder
+
+
+def _capacity(model: Any, max_tokens: int | None) -> int:
+    """The capacity of the KV cache: within the positions that the masks are proved for."""
+    most = hf.max_positions(model) if hf.is_hf(model) else max(DEFAULT_TOKENS, max_tokens or 0)
+    if max_tokens is None:
+        return min(DEFAULT_TOKENS, most)
+    if not 2 <= max_tokens <= most:
+        raise InputError(
+            f"max_tokens={max_tokens} must be between 2 and {most}",
+            why="the model has no more positions" if max_tokens > most else "a prompt and one generated token need two",
+            todo=f"pass max_tokens={min(max(max_tokens, 2), most)}",
+        )
+    return max_tokens
 
 
 def _no_cache(model: Any, why: str) -> CannotCache:

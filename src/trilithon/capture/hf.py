@@ -189,7 +189,7 @@ def max_positions(model: nn.Module) -> int:
     return int(getattr(model.config, "max_position_embeddings", None) or 1 << 20)
 
 
-def example_for(model: nn.Module, inputs: tuple[str, ...], max_batch: int = 64) -> tuple[dict[str, Any], dict[str, Any]]:
+def example_for(model: nn.Module, inputs: tuple[str, ...], max_batch: int = 1 << 16) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keyword arguments and dynamic shapes that export `model` with these inputs.
 
     Args:

@@ -60,8 +60,8 @@ def lift_site(program: ExportedProgram, site: Site) -> Meaning:
         raise _refuse(site, site.problem)
     lifter = Lifter(program, {site.score: SCORE} if site.score is not None else None)
     dims = tuple(lifter.size(d) for d in site.dims)
-    if site.kind in ("flash", "flash_for_cpu") and site.is_causal and dims[2] is not dims[3]:
-        raise _refuse(site, "flash attention's causal alignment differs between versions when s != t")
+    if site.kind in ("flash", "flash_for_cpu", "cudnn") and site.is_causal and dims[2] is not dims[3]:
+        raise _refuse(site, "the causal alignment of this kernel differs between versions when s != t")
     keep = Causal().at_sizes(dims[2], dims[3]) if site.is_causal else t.TRUE
     scale, drops, hard = site.softmax_scale, [], True
     if site.mask is not None:

@@ -68,7 +68,7 @@ def canonical_heads(program: ExportedProgram) -> dict[str, tuple[int, int]]:
     for node in program.graph.nodes:
         if node.target is ATTENTION:
             q, k = (operand.meta["val"].shape[1] for operand in node.args[:2])
-            if isinstance(q, int) and isinstance(k, int):
+            if SITE in node.meta and isinstance(q, int) and isinstance(k, int):  # none in a program that came canonical
                 found[node.meta[SITE]] = (q, k)
     return found
 

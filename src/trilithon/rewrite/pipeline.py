@@ -8,6 +8,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from trilithon.passes import Outcome, Pass, run_passes
+from trilithon.rewrite.assert_guards import AssertGuards
 from trilithon.rewrite.drop_proved_asserts import DropProvedAsserts
 from trilithon.rewrite.erase_dead_masks import EraseDeadMasks
 from trilithon.rewrite.fold_grouped_heads import FoldGroupedHeads, Proves
@@ -15,8 +16,16 @@ from trilithon.rewrite.fuse_attention import FuseAttention, Proved
 from trilithon.rewrite.program import seal, working_copy
 from trilithon.rewrite.relax_views import RelaxViews
 from trilithon.rewrite.restore_static_heads import RestoreStaticHeads
+from trilithon.spec.assumption import Assumption
 
 After = Callable[[Pass, GraphModule, Outcome], None]
+
+
+def assert_guards(program: ExportedProgram, guards: tuple[Assumption, ...]) -> ExportedProgram:
+    """The rewritten program, with the guards that it needs asserted at its head."""
+    gm, _ = working_copy(program)
+    run_passes(gm, (AssertGuards(guards),))
+    return seal(gm, program)
 
 
 def rewrite(

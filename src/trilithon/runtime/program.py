@@ -15,13 +15,69 @@ from trilithon.spec.assumption import Assumption
 Module = Callable[..., Any]
 
 
+@dataclass(frozen=True)
+class Axis:
+    """One axis of an input: a size symbol (or "" where the size is fixed or derived) and what sizes it may have."""
+
+    symbol: str
+    low: int
+    high: int | None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one input must be: as it was captured, since the proofs hold for that."""
+
+    dtype: torch.dtype
+    axes: tuple[Axis, ...]
+
+    def check(self, name: str, value: Tensor, sizes: dict[str, int]) -> None:
+        """Raises InputError unless `value` fits; `sizes` collects the size of each symbol over all inputs."""
+        if value.dtype != self.dtype:
+            raise InputError(
+                f"{name} must be {self.dtype}, got {value.dtype}",
+                why="the program was captured with that dtype",
+                todo=f"pass {name}.to({self.dtype})",
+            )
+        if value.dim() != len(self.axes):
+            raise InputError(
+                f"{name} must have {len(self.axes)} axes, got shape {list(value.shape)}",
+                why="the program was captured with that rank",
+                todo=f"add a batch axis: {name}[None]" if value.dim() == len(self.axes) - 1 else "",
+            )
+        for i, (axis, size) in enumerate(zip(self.axes, value.shape, strict=True)):
+            if size < axis.low or (axis.high is not None and size > axis.high):
+                most = "any number" if axis.high is None else axis.high
+                raise InputError(
+                    f"axis {i} of {name} must have {axis.low} to {most} entries, got {size}",
+                    why="the program was captured, and its masks proved, for that range",
+                    todo="compile with dynamic_shapes that allow this size",
+                )
+            if axis.symbol and sizes.setdefault(axis.symbol, size) != size:
+                raise InputError(
+                    f"axis {i} of {name} must have {sizes[axis.symbol]} entries as the other inputs do, got {size}",
+                    todo=f"make the inputs agree: {name} has shape {list(value.shape)}",
+                )
+
+
+def expected_inputs(held: Mapping[str, Tensor], ranges: Mapping[str, tuple[int, int | None]]) -> dict[str, Expected]:
+    """What a captured program takes, from the fake tensors of its inputs and the ranges of its size symbols."""
+
+    def axis(size: Any) -> Axis:
+        if isinstance(size, int):
+            return Axis("", size, size)
+        low, high = ranges.get(str(size), (0, None))
+        return Axis(str(size) if str(size) in ranges else "", low, high)
+
+    return {name: Expected(value.dtype, tuple(axis(size) for size in value.shape)) for name, value in held.items()}
+
+
 @dataclass
 class Program:
     """One captured call of the model.
 
     Attributes:
-        inputs: names of the tensors it takes, in order.
-        dtypes, ranks: what each input must be.
+        expected: name -> what that input must be, in order.
         fast: the rewritten and lowered module; right when every guard holds.
         general: the captured program as it was, dense masks and all; always right.
         guards: what to check.
@@ -29,14 +85,17 @@ class Program:
         guard_failures: how often a guard failed so far.
     """
 
-    inputs: tuple[str, ...]
-    dtypes: Mapping[str, torch.dtype]
-    ranks: Mapping[str, int]
+    expected: Mapping[str, Expected]
     fast: Module
     general: Module
     guards: tuple[Assumption, ...]
     when_guard_fails: Literal["general", "raise"]
     guard_failures: int = 0
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors it takes, in order."""
+        return tuple(self.expected)
 
     @torch.no_grad()
     def __call__(self, **tensors: Tensor) -> Any:
@@ -70,20 +129,12 @@ class Program:
         return next(g for g, ok in zip(self.guards, checks, strict=True) if not bool(ok))
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
+        takes = f"this program takes {', '.join(self.inputs)}"
         for name in self.inputs:
             if name not in tensors:
-                raise InputError(f"input {name} is missing", todo=f"this program takes {', '.join(self.inputs)}")
+                raise InputError(f"input {name} is missing", todo=takes)
+        sizes: dict[str, int] = {}
         for name, value in tensors.items():
-            if name not in self.dtypes:
-                raise InputError(f"unknown input {name}", todo=f"this program takes {', '.join(self.inputs)}")
-            if value.dtype != self.dtypes[name]:
-                raise InputError(
-                    f"{name} must be {self.dtypes[name]}, got {value.dtype}",
-                    why="the program was captured with that dtype",
-                    todo=f"pass {name}.to({self.dtypes[name]})",
-                )
-            if value.dim() != self.ranks[name]:
-                raise InputError(
-                    f"{name} must have {self.ranks[name]} axes, got shape {list(value.shape)}",
-                    todo=f"add a batch axis: {name}[None]" if value.dim() == self.ranks[name] - 1 else "",
-                )
+            if name not in self.expected:
+                raise InputError(f"unknown input {name}", todo=takes)
+            self.expected[name].check(name, value, sizes)
