@@ -14,7 +14,13 @@ from trilithon.spec.evaluate import evaluate
 from trilithon.spec.term import Term
 from trilithon.spec.traverse import free_vars, walk
 
-SMALL = (5, 7, 3, 11)  # sequence lengths to look at; larger ones come as counterexamples of the solver
+SMALL = (
+    2,
+    3,
+    5,
+    7,
+    11,
+)  # sequence lengths to look at, smallest first: a witness should be readable. Larger ones come from the solver
 MOST_CELLS = 1 << 22
 
 
