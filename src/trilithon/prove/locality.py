@@ -73,7 +73,7 @@ def refuse(node: Node, why: str) -> CannotCache:
         "cannot insert a KV cache",
         where=where_of(node),
         why=why,
-        todo="run without a cache: pass backend='eager', or call the program's forward instead of generate",
+        todo="call it for its logits instead of generate; this model has no cache yet",
     )
 
 
