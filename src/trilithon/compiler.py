@@ -92,7 +92,8 @@ def _canonical(examined: list[Examined]) -> tuple[Proved, ...]:
     return tuple(
         Proved(e.site, e.proof.mask, e.meaning.scale)
         for e in examined
-        if e.is_proved and e.proof is not None and e.meaning is not None and why_not_canonical(e.proof.mask) is None
+        if e.is_proved and e.proof is not None and e.meaning is not None
+        if why_not_canonical(e.proof.mask, e.meaning) is None
     )
 
 

@@ -72,7 +72,7 @@ class Lifter:
             if node.name in self.data:
                 self.table_shapes[node.name] = shape
                 return constants.lift_constant(self.data[node.name], node.name)
-            return self._table(self.targets.get(node.name, node.name), shape, dtype)
+            return self._table(node.name, shape, dtype)
         if node.op != "call_function" or node.target not in HANDLERS:
             raise self._refuse(node, f"{node.target} has no handler, so what this mask allows is not known")
         call = Call(node, shape, dtype, self.obligations)

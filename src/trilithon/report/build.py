@@ -44,7 +44,7 @@ def site_report(examined: Examined, rewritten: Mapping[str, tuple[int, int]]) ->
         )
     proof = finding.proof
     proved = proof.verdict is Verdict.PROVED
-    obstacle = why_not_canonical(proof.mask) if proved else None
+    obstacle = why_not_canonical(proof.mask, examined.meaning) if proved else None
     return SiteReport(
         name=site.name,
         kind=site.kind,

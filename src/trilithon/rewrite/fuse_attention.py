@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from trilithon.capture.sites import Site
+from trilithon.lift.meaning import Meaning
 from trilithon.passes import Outcome
 from trilithon.rewrite.op import ATTENTION
 from trilithon.spec.masks import Causal, Mask, Padding, SlidingWindow, parts
@@ -27,9 +28,13 @@ class Proved:
     scale: float
 
 
-def why_not_canonical(mask: Mask) -> str | None:
-    """Why the canonical op cannot carry `mask`, or None."""
+def why_not_canonical(mask: Mask, meaning: Meaning) -> str | None:
+    """Why the canonical op cannot carry `mask` at a site of this meaning, or None."""
+    if sum(isinstance(part, Padding) for part in parts(mask)) > 1:
+        return "the canonical op takes one key mask, and this mask has two paddings"
     for part in parts(mask):
+        if isinstance(part, Padding) and meaning.tables.get(part.table) != (meaning.dims[0], meaning.dims[3]):
+            return f"{part.table} is not of shape [b t], one entry a key"
         if isinstance(part, (Causal, SlidingWindow)) and part.align != "upper_left":
             return f"{part} aligns by lengths; the canonical op aligns by positions"
         if not isinstance(part, (Causal, SlidingWindow, Padding)):
