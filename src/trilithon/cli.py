@@ -49,6 +49,11 @@ def main() -> None:
         sys.exit(1)
 
 
+def _short(argument: str) -> str:
+    """A folder of this machine says nothing to who reads the results: an absolute path is cut to its name."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"trilithon {metadata.version('trilithon')}")
@@ -196,7 +201,7 @@ def _bench(
         repeats=repeats,
         rows=rows,
         backend=backend,
-        command=shlex.join(["trilithon", *sys.argv[1:]]),
+        command=shlex.join(["trilithon", *map(_short, sys.argv[1:])]),
         after_row=saver.after_row,
     )
     Console().print(table.to_rich())
