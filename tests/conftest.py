@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the table of masks is shared by several folders
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
+
+
+@pytest.fixture(scope="session", autouse=True)
+def proof_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Iterator[Path]]:
+    """Folders for cached proofs, far from the user's own. Fixtures of the whole session share the first."""
+    folder = tmp_path_factory.mktemp("proofs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRILITHON_CACHE", str(folder / "session"))
+        yield (folder / str(n) for n in count())
+
+
+@pytest.fixture(autouse=True)
+def proof_folder(proof_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of this test's proofs: no test reads what another has proved."""
+    folder = next(proof_folders)
+    monkeypatch.setenv("TRILITHON_CACHE", str(folder))
+    return folder

@@ -15,7 +15,22 @@ from torch.export import Dim
 from torch.nn.functional import scaled_dot_product_attention
 
 from trilithon.capture.export import Captured, capture
-from trilithon.spec.masks import Causal, Documents, Full, Mask, Padding, SlidingWindow
+from trilithon.spec import term as t
+from trilithon.spec.masks import (
+    B,
+    CacheLength,
+    Causal,
+    Chunked,
+    Documents,
+    Full,
+    LocalWindow,
+    Mask,
+    Or,
+    Padding,
+    PrefixLM,
+    Q,
+    SlidingWindow,
+)
 
 LOWEST = torch.finfo(torch.float32).min
 MaskFn = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
@@ -83,7 +98,37 @@ PROVED = {
     ),
     "padding_inf": Case(lambda q, k, x: additive(keys(x), -torch.inf), Padding("attention_mask"), {"attention_mask": INT}),
     "padding_finfo_min": Case(
-        lambda q, k, x: (1.0 - keys(x).float()) * LOWEST, Full(), {"attention_mask": INT}, guard="all_ones"
+        lambda q, k, x: (1.0 - keys(x).float()) * LOWEST, Padding("attention_mask"), {"attention_mask": INT}, guard="nonempty"
+    ),
+    "causal_padding_finfo_min": Case(
+        lambda q, k, x: additive((k <= q) & keys(x), LOWEST),
+        Causal() & Padding("attention_mask"),
+        {"attention_mask": INT},
+        guard="right_padded",
+    ),
+    "local_window": Case(lambda q, k, x: (q - k).abs() <= 3, LocalWindow(3, 3)),
+    "chunked": Case(lambda q, k, x: (q // 4 == k // 4) & (k <= q), Causal() & Chunked(4)),
+    "chunked_both_ways": Case(lambda q, k, x: q // 4 == k // 4, Chunked(4)),
+    "chunked_by_remainder": Case(lambda q, k, x: (k >= q - q % 4) & (k <= q), Causal() & Chunked(4)),
+    "prefix_lm": Case(lambda q, k, x: (k <= q) | (k < 3), PrefixLM(t.integer(3))),
+    "prefix_lm_of_row": Case(
+        lambda q, k, x: (k <= q) | (k < x["segments"][:, :1, None, None]),
+        PrefixLM(t.read("segments", (B, t.ZERO), "int")),
+        {"segments": INT},
+    ),
+    "cache_length": Case(
+        lambda q, k, x: k <= x["position_ids"][:, None, : q.shape[0], None],
+        CacheLength(t.read("position_ids", (B, Q), "int")),
+        {"position_ids": INT},
+    ),
+    "cache_length_window": Case(
+        lambda q, k, x: (k <= (own := x["position_ids"][:, None, : q.shape[0], None])) & (k > own - 4),
+        CacheLength(t.read("position_ids", (B, Q), "int"), 4),
+        {"position_ids": INT},
+        guard="bounded",
+    ),
+    "causal_or_padding": Case(
+        lambda q, k, x: (k <= q) | keys(x), Or((Causal(), Padding("attention_mask"))), {"attention_mask": INT}
     ),
     "causal_padding": Case(lambda q, k, x: (k <= q) & keys(x), Causal() & Padding("attention_mask"), {"attention_mask": INT}),
     "window_padding": Case(
@@ -120,7 +165,6 @@ NEVER = {
         {"attention_mask": INT},
     ),
     "random_bias": Case(lambda q, k, x: x["bias"], None, {"bias": torch.float32}),
-    "bias_under_causal": Case(lambda q, k, x: additive(k <= q, -torch.inf) + (k - q) * 0.5, None),
     "weak_drop": Case(lambda q, k, x: additive(k <= q, -1.0), None),
     "weak_drop_10000": Case(lambda q, k, x: additive(k <= q, -10000.0), None),
     "open_plus_one": Case(lambda q, k, x: torch.where(k <= q, 1.0, -torch.inf), None),

@@ -137,9 +137,30 @@ def test_explain_eager_attention(run, config_folder):
     assert "causal" in ran.out
 
 
+def test_explain_compares_two_reports(run, config_folder, tmp_path):
+    first, second, saved = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "diff.json"
+    assert run("explain", config_folder, "--json", first).code == 0
+    same = run("explain", first, first)
+    assert (same.code, same.out.splitlines()[-1]) == (0, "nothing that matters changed")
+    data = json.loads(first.read_text())
+    data["sites"][0]["mask"] = "window(8)"
+    second.write_text(json.dumps(data))
+    ran = run("explain", first, second, "--json", saved)
+    assert ran.code == 3, ran.err
+    assert "causal -> window(8)" in ran.out
+    assert json.loads(saved.read_text())["matters"] is True
+    ran = run("explain", first, config_folder / "config.json")
+    assert ran.code == 1
+    assert "config.json is not a report" in ran.err
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (("explain", "a.json"), ("compares two saved reports", "1 was given", "trilithon explain a.json b.json")),
+        (("explain", "gpt2", "minilm", "llama-3.2-1b"), ("compares two saved reports", "3 were given")),
+        (("explain", "gpt2", "minilm"), ("cannot read gpt2",)),
+        (("explain", "a.json", "b.json", "--html", "c.html"), ("compares two saved reports", "a diff has no page")),
         (("explain", "lama-3.2-1b"), ("unknown model 'lama-3.2-1b'", "it is no preset", "did you mean llama-3.2-1b?")),
         (("explain", "gpt2", "--attention", "flash"), ("unknown attention 'flash'", "choose sdpa or eager")),
         (("explain", "gpt2", "--layers", "1", "--inputs", "pixels"), ("no example for the input 'pixels'", "input_ids")),

@@ -31,10 +31,12 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="A preset (such as llama-3.2-1b), a folder in Hugging Face format, or a hub id.")]
+Models = Annotated[list[str], typer.Argument(metavar="MODEL | A.json B.json", help="A model as for generate, or two reports.")]
 Layers = Annotated[int | None, typer.Option(help="Keep only the first layers (explain, or presets with random weights).")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on a CPU.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: the GPU if there is one.")]
 Backend = Annotated[str, typer.Option(help="auto, native, eager or tensorrt.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Prove every mask anew, and keep no proof.")]
 
 ALL = ("qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b")  # what `bench --all` measures
 RESULTS = Path("benchmarks/results")
@@ -69,7 +71,7 @@ def options(
 
 @app.command()
 def explain(
-    model: Model,
+    models: Models,
     inputs: Annotated[
         str | None,
         typer.Option(
@@ -79,21 +81,30 @@ def explain(
     ] = None,
     attention: Annotated[str, typer.Option(help="transformers' attention: sdpa or eager.")] = "sdpa",
     layers: Layers = None,
-    json: Annotated[Path | None, typer.Option(help="Save the report as JSON.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Save the report, or what changed, as JSON.")] = None,
     html: Annotated[Path | None, typer.Option(help="Save the report as one self-contained page.")] = None,
+    no_cache: NoCache = False,
 ) -> None:
-    """Say what every attention mask of a model means, with proof. Needs no weights."""
+    """Say what every attention mask of a model means, with proof. Needs no weights.
+
+    With two saved reports: what changed. The exit code is then 3 if a mask means, needs or runs on something else.
+    """
     from rich.console import Console
 
+    if len(models) > 1 or models[0].endswith(".json"):
+        from trilithon.report.diff import compare
+
+        raise typer.Exit(3 if compare(models, Console(), json, html) else 0)
     from trilithon.capture import hf
     from trilithon.compiler import explain as explain_model
+    from trilithon.options import Options
     from trilithon.report.text import render
 
     if attention not in ("sdpa", "eager"):
         raise InputError(f"unknown attention {attention!r}", todo="choose sdpa or eager")
-    module = hf.load_model(model, device="meta", layers=layers, attention=attention)
+    module = hf.load_model(models[0], device="meta", layers=layers, attention=attention)
     example, shapes = (None, None) if inputs is None else hf.example_for(module, _names(inputs))
-    report = explain_model(module, example, shapes)
+    report = explain_model(module, example, shapes, options=Options(proof_cache=not no_cache))
     render(report, Console())
     for path in (json, html):
         if path is not None:
@@ -116,11 +127,13 @@ def generate(
     device: Device = None,
     layers: Layers = None,
     max_tokens: Annotated[int | None, typer.Option(help="Capacity of the KV cache. Default: what the job needs.")] = None,
+    no_cache: NoCache = False,
 ) -> None:
     """Continue a prompt, printing tokens as they come, then the speed."""
     from trilithon.bench.live import print_tokens
     from trilithon.bench.measure import random_ids
     from trilithon.compiler import compile as compile_model
+    from trilithon.options import Options
 
     tokenizer = _tokenizer(model, prompt, prompt_tokens)
     module = _load(model, dtype, device, layers, seed)
@@ -128,7 +141,9 @@ def generate(
         ids = random_ids(module, prompt_tokens or 16, seed)
     else:
         ids = tokenizer(prompt, return_tensors="pt").input_ids.to(next(module.parameters()).device)
-    compiled = compile_model(module, max_tokens=max_tokens or ids.shape[1] + max_new_tokens, backend=backend)
+    capacity = max_tokens or ids.shape[1] + max_new_tokens
+    options = Options(proof_cache=not no_cache)
+    compiled = compile_model(module, max_tokens=capacity, backend=backend, options=options)
     arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens} | ({} if eos else {"eos_token_id": None})
     if temperature > 0:
         arguments |= {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -157,6 +172,7 @@ def bench(
     ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Save it as Markdown too; with --all a folder.")] = None,
     png: Annotated[Path | None, typer.Option(help="Save it as a chart too; with --all a folder.")] = None,
+    no_cache: NoCache = False,
 ) -> None:
     """Measure one greedy generation: PyTorch, Hugging Face's caches, Trilithon, and the floor of this machine."""
     from trilithon.bench.rows import free
@@ -169,7 +185,7 @@ def bench(
     for name in ALL if model is None else (model,):
         module = _load(name, dtype, device, layers)
         saves = saver.inside(f"{device_stem(next(module.parameters()).device)}-{name}") if every else saver
-        table = _bench(module, name, prompt_tokens, new_tokens, repeats, _names(rows), backend, saves)
+        table = _bench(module, name, prompt_tokens, new_tokens, repeats, _names(rows), backend, saves, not no_cache)
         del module
         free()  # before the next is loaded
         failed |= any(row.error for row in table.rows)
@@ -186,6 +202,7 @@ def _bench(
     rows: tuple[str, ...],
     backend: str,
     saver: Saver,
+    proof_cache: bool,
 ) -> Table:
     """Measure, print and save one model."""
     from rich.console import Console
@@ -201,6 +218,7 @@ def _bench(
         repeats=repeats,
         rows=rows,
         backend=backend,
+        proof_cache=proof_cache,
         command=shlex.join(["trilithon", *map(_short, sys.argv[1:])]),
         after_row=saver.after_row,
     )

@@ -17,8 +17,10 @@ from trilithon.compiled import Compiled
 from trilithon.errors import CannotCache, InputError
 from trilithon.lower.backend import lower_module, resolve_backend
 from trilithon.options import Options
+from trilithon.prove.cache import default_cache
 from trilithon.prove.program import Examined, examine_program, prover_of, size_ranges
 from trilithon.report.build import canonical_heads, site_report, size_names, versions
+from trilithon.report.promises import broken_promises
 from trilithon.report.report import Report
 from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
 from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
@@ -63,19 +65,21 @@ def analyse(
     """Capture one call, lift and prove each mask, and rewrite the sites that were proved."""
     captured = capture(model, example, dynamic_shapes)
     started = time.perf_counter()
-    examined = examine_program(captured.program, assume, options.solver_seconds)
+    cache = default_cache() if options.proof_cache else None
+    examined = examine_program(captured.program, assume, options.solver_seconds, cache)
     examined_at = time.perf_counter()
     proved = _canonical(examined)
     rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program))
     heads = canonical_heads(rewritten)
+    ranges, sites = size_ranges(captured.program), [site_report(e, heads) for e in examined]
     report = Report(
         model=type(model).__name__,
         inputs=input_names(captured.program),
         route=captured.route,
         failures=captured.failures,
-        ranges=size_ranges(captured.program),
+        ranges=ranges,
         sizes=size_names(captured.program),
-        sites=[site_report(e, heads) for e in examined],
+        sites=sites,
         passes={name: outcome.changed for name, outcome in outcomes.items()},
         seconds={
             "capture": captured.seconds,
@@ -83,6 +87,7 @@ def analyse(
             "rewrite": time.perf_counter() - examined_at,
         },
         versions=versions(),
+        warnings=broken_promises(hf.text_config(model), sites, ranges),
     )
     return Analysis(captured, proved, rewritten, report)
 

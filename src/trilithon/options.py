@@ -17,6 +17,7 @@ class Options:
 
     Attributes:
         solver_seconds: z3 time budget for one site; past it the verdict is UNKNOWN.
+        proof_cache: reuse proofs of earlier runs, and keep new ones (in `$TRILITHON_CACHE`, or the user's cache folder).
         when_guard_fails: "general" runs the unrewritten program, "raise" raises GuardFailed.
         inductor: compile native programs with Inductor; None = the decode step, on a GPU only.
         cuda_graphs: replay decode steps as CUDA graphs; None = on a GPU only.
@@ -25,6 +26,7 @@ class Options:
     """
 
     solver_seconds: float = 10.0
+    proof_cache: bool = True
     when_guard_fails: Literal["general", "raise"] = "general"
     inductor: bool | None = None
     cuda_graphs: bool | None = None

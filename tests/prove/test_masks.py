@@ -14,7 +14,7 @@ from trilithon.prove.prove import claim
 from trilithon.prove.verdict import Verdict
 from trilithon.spec.assumption import guard
 from trilithon.spec.evaluate import evaluate
-from trilithon.spec.masks import Causal, Documents, Mask
+from trilithon.spec.masks import Causal, Documents, Formula, Mask
 
 CASES = {**PROVED, **NEVER}
 SIZES = ((1, 5, 5), (2, 7, 7), (3, 12, 12))
@@ -111,9 +111,13 @@ def test_never_proved(name: str) -> None:
         assert found.refusal is not None
         assert found.refusal.why
         return
-    assert found.finding.proof.verdict in (Verdict.REFUTED, Verdict.UNKNOWN), found.finding.proof.mask
-    assert found.finding.alternatives == ()
-    assert found.finding.proof.reason
+    proofs = (found.finding.proof, *found.finding.alternatives)
+    for proof in proofs:
+        assert proof.reason
+        assert proof.verdict is not Verdict.PROVED or isinstance(proof.mask, Formula), proof.mask
+    if proofs[0].verdict is Verdict.PROVED:
+        assert found.finding.nearest is not None
+        assert found.finding.nearest.verdict is not Verdict.PROVED
     assert found.meaning is not None
     assert claim(found.meaning, Causal(), ranges).verdict is not Verdict.PROVED
 
@@ -124,7 +128,9 @@ def test_never_proved(name: str) -> None:
 def test_refuted_with_a_witness_that_torch_confirms(name: str) -> None:
     case, (found, _) = NEVER[name], examined(name)
     assert found.finding is not None
-    proof = found.finding.proof
+    assert isinstance(found.finding.proof.mask, Formula)
+    proof = found.finding.nearest
+    assert proof is not None
     assert proof.verdict is Verdict.REFUTED
     at = proof.witness
     index = (at["b"], at["h"], at["q"], at["k"])

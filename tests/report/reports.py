@@ -1,16 +1,21 @@
-"""Reports made by hand, for the tests of their text and page."""
+"""Reports made by hand, for the tests of their text, page, JSON and diff."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trilithon.prove.verdict import Proof, Verdict
-from trilithon.report.report import Report, SiteReport
+from trilithon.report.report import Lifted, Report, SiteReport
 from trilithon.spec import term as t
 from trilithon.spec.assumption import Assumption, guard, position_ids
-from trilithon.spec.masks import B, Causal, Documents, Padding, Q
+from trilithon.spec.masks import B, Causal, Documents, Formula, H, K, Padding, Q
 
 CONSECUTIVE = guard("position_ids", "consecutive")
 RANGE = Assumption("s0", "range", "export range", "s0 <= 1024")
 DOCUMENTS = Causal() & Documents(t.read("position_ids", (B, Q), "int"))
+ONE_CELL = (K <= Q) & ~(Q.eq(40) & K.eq(3))
+ONE_HEAD = (K <= Q) & (~H.eq(2) | (K > Q - 4))
+SIZE = t.var("s0")
 
 
 def proved(layer: int, node: int = 0, **changes: object) -> SiteReport:
@@ -38,11 +43,13 @@ def refuted(name: str = "encoder.0") -> SiteReport:
         verdict=Verdict.REFUTED,
         mask=None,
         assumptions=(),
-        witness={"b": 0, "q": 0, "k": 1, "s": 4},
-        reason="not causal: the mask allows what causal blocks",
-        formula="k <= q + 1 <script>",
+        witness={"b": 0, "h": 0, "q": 40, "k": 3, "s": 41, "t": 41},
+        reason="not causal: the mask blocks what causal allows",
+        formula=f"{ONE_CELL} <script>",
         where="model.py:7, `x < y & z`  (node sdpa)",
         runs_on="SDPA with the mask as exported",
+        nearest=Causal(),
+        lifted=Lifted(ONE_CELL, (SIZE, SIZE)),
     )
 
 
@@ -57,6 +64,22 @@ def refused(name: str = "encoder.1") -> SiteReport:
         reason="aten.bucketize.Tensor has no handler",
         where="model.py:9, `torch.bucketize(x)`",
         runs_on="SDPA with the mask as exported",
+    )
+
+
+def formula() -> SiteReport:
+    """A mask without a name, whose third head differs, with all that can be done to scores."""
+    return replace(
+        proved(0, alternatives=(), assumptions=(), mask=Formula(ONE_HEAD), formula=str(ONE_HEAD), runs_on="kernel"),
+        name="decoder.7",
+        witness={"b": 0, "h": 2, "q": 4, "k": 0, "s": 5, "t": 5},
+        nearest=Causal(),
+        reason="not causal: at b=0 h=2 q=4 k=0 s=5 t=5 the mask blocks what causal allows",
+        heads=(8, 2),
+        softcap=50.0,
+        sinks=True,
+        validated_cells=12345,
+        cached=True,
     )
 
 
@@ -81,4 +104,6 @@ EVERYTHING = report(
     proved(3, mask=Padding(), assumptions=(position_ids.all_ones(),), alternatives=()),
     refuted(),
     refused(),
+    formula(),
+    warnings=("the configuration promises a window of 4096 keys, and no mask has one",),
 )

@@ -11,6 +11,9 @@ from torch.export import Dim
 
 import trilithon
 from trilithon.compiler import _cache_notes
+from trilithon.report.groups import groups, pictured
+from trilithon.report.picture import Drawing, draw
+from trilithon.spec.masks import Causal, Formula
 
 
 class Grouped(nn.Module):
@@ -38,6 +41,20 @@ def test_key_heads_are_known_where_a_site_was_rewritten(skew: bool, heads: tuple
     assert [site.heads for site in report.sites] == [heads]
     assert (report.passes["fuse-attention"] == 1) is not skew
     assert sorted(report.sizes.values()) == ["x axis 0", "x axis 1"]
+
+
+def test_a_formula_comes_with_what_tells_it_from_the_nearest_name() -> None:
+    shapes = {"x": {0: Dim("b", min=1, max=8), 1: Dim("s", min=1, max=64)}}
+    report = trilithon.explain(Grouped(skew=True).eval(), {"x": torch.randn(2, 5, 8)}, shapes)
+    (site,) = report.sites
+    assert isinstance(site.mask, Formula) and site.nearest == Causal()
+    assert "not causal: at " in site.reason and {"b", "h", "q", "k", "s", "t"} == set(site.witness)
+    assert site.validated_cells
+    (group,) = groups(report)
+    ((_, _, subject),) = pictured(group)
+    (drawing,) = draw(subject)
+    assert isinstance(drawing, Drawing)
+    assert drawing.witness == (site.witness["q"], site.witness["k"])
 
 
 @pytest.mark.parametrize(("batch", "words"), [(1, "x 1 row,"), (2, "x 2 rows,")])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,7 @@ def candidates(
     *,
     rows: Sequence[str] = ROWS,
     backend: str = "auto",
+    proof_cache: bool = True,
     compiled: Compiled | None = None,
 ) -> list[Candidate]:
     """The rows that were asked for, in the order of `ROWS`.
@@ -47,6 +48,7 @@ def candidates(
         ids: `[b s]` int64, the prompts.
         rows: names among `ROWS`.
         backend: of Trilithon's rows.
+        proof_cache: as in `Options`, for the rows that compile.
         compiled: `model` compiled for enough tokens, if the caller has it; then its row builds nothing.
 
     Raises:
@@ -63,7 +65,7 @@ def candidates(
             why="it is not a causal language model",
             todo="pick a preset such as byte-llama or qwen3-0.6b; `trilithon explain` takes encoders too",
         )
-    contest = _Contest(model, ids, new_tokens, backend, compiled)
+    contest = _Contest(model, ids, new_tokens, backend, Options(proof_cache=proof_cache), compiled)
     return [contest.candidate(row) for row in ROWS if row in rows]
 
 
@@ -93,6 +95,7 @@ class _Contest:
     ids: Tensor
     new_tokens: int
     backend: str
+    options: Options
     compiled: Compiled | None
 
     def candidate(self, row: str) -> Candidate:
@@ -127,7 +130,7 @@ class _Contest:
     def _kept(self) -> Callable[[], Tensor]:
         general = self._last_token.program.general
         backend = resolve_backend(self.backend)
-        return self._without_cache(lower_module(general, backend, Options(), role="sequence"))  # type: ignore[arg-type]
+        return self._without_cache(lower_module(general, backend, self.options, role="sequence"))  # type: ignore[arg-type]
 
     def _causal(self) -> Callable[[], Tensor]:
         open_sites = [s for s in self._last_token.report.sites if s.verdict is not Verdict.PROVED]
@@ -137,8 +140,9 @@ class _Contest:
 
     def _static(self) -> Callable[[], Tensor]:
         rows, prompt = self.ids.shape
+        options = replace(self.options, max_batch=rows)
         compiled = self.compiled or compile_model(
-            self.model, max_tokens=prompt + self.new_tokens, backend=self.backend, options=Options(max_batch=rows)
+            self.model, max_tokens=prompt + self.new_tokens, backend=self.backend, options=options
         )
         return lambda: compiled.generate(self.ids, max_new_tokens=self.new_tokens, eos_token_id=None)
 
@@ -148,7 +152,8 @@ class _Contest:
         example, shapes = hf.example_for(self.model, ("input_ids",))
         only_last = _last_only(self.model)
         shapes |= dict.fromkeys(only_last)
-        return compile_model(self.model, {**example, **only_last}, dynamic_shapes=shapes, backend=self.backend)
+        example |= only_last
+        return compile_model(self.model, example, dynamic_shapes=shapes, backend=self.backend, options=self.options)
 
     def _without_cache(self, logits: LogitsOf) -> Callable[[], Tensor]:
         @torch.no_grad()

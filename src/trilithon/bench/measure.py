@@ -34,6 +34,7 @@ def measure_model(
     repeats: int = 3,
     rows: Sequence[str] = ROWS,
     backend: str = "auto",
+    proof_cache: bool = True,
     command: str = "",
     compiled: Compiled | None = None,
     console: Console | None = None,
@@ -49,7 +50,7 @@ def measure_model(
         after_row: called after each row with the table so far.
     """
     parameter = next(model.parameters())
-    chosen = candidates(model, ids, new_tokens, rows=rows, backend=backend, compiled=compiled)
+    chosen = candidates(model, ids, new_tokens, rows=rows, backend=backend, proof_cache=proof_cache, compiled=compiled)
     batch, prompt = ids.shape
     job = Job(
         size=decoder_size(model),

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
-from torch.export import Dim
+from torch import nn
 from transformers.utils.hub import cached_file
 
+from trilithon.capture.examples import make_example
 from trilithon.capture.presets import PRESETS as PRESETS
 from trilithon.errors import InputError
 
@@ -107,6 +107,8 @@ def from_config(
 
 
 def _auto_class(config: Any) -> Any:
+    if config.is_encoder_decoder and type(config) in transformers.AutoModelForSeq2SeqLM._model_mapping:
+        return transformers.AutoModelForSeq2SeqLM
     causal = type(config) in transformers.AutoModelForCausalLM._model_mapping
     wants = any("CausalLM" in a or "LMHead" in a for a in (config.architectures or []))
     encoder = config.model_type in ("bert", "roberta", "distilbert", "electra", "albert", "mpnet")
@@ -178,10 +180,21 @@ def is_causal_lm(model: Any) -> bool:
     return is_hf(model) and type(model.config) in transformers.AutoModelForCausalLM._model_mapping and hasattr(model, "lm_head")
 
 
+def text_config(model: Any) -> Any | None:
+    """The configuration of a Hugging Face model's text stack, or of one that a wrapper holds as `model`; else None."""
+    inner: Any = model if is_hf(model) else getattr(model, "model", None)
+    return inner.config.get_text_config() if is_hf(inner) else None
+
+
 def usual_inputs(model: Any) -> tuple[str, ...]:
     """The tensors that a model is usually called with: ids and positions of a causal LM, ids and padding of an encoder."""
     takes = inspect.signature(model.forward).parameters
-    wanted = ("input_ids", "position_ids") if is_causal_lm(model) else ("input_ids", "attention_mask")
+    if "decoder_input_ids" in takes:
+        wanted: tuple[str, ...] = (model.main_input_name, "decoder_input_ids")
+    elif is_causal_lm(model):
+        wanted = ("input_ids", "position_ids")
+    else:
+        wanted = (model.main_input_name, "attention_mask") if model.main_input_name == "input_ids" else (model.main_input_name,)
     return tuple(name for name in wanted if name in takes)
 
 
@@ -193,26 +206,16 @@ def example_for(model: nn.Module, inputs: tuple[str, ...], max_batch: int = 1 <<
     """Keyword arguments and dynamic shapes that export `model` with these inputs.
 
     Args:
-        inputs: names among input_ids, position_ids, attention_mask, token_type_ids; each int64 `[b s]`.
+        inputs: names among those of `trilithon.capture.examples.AXES`.
         max_batch: upper bound of the batch axis.
+
+    Raises:
+        InputError: a name is none of them.
     """
-    device = next(model.parameters()).device
-    b, s = 2, min(16, max_positions(model))
-    batch, tokens = Dim("b", min=1, max=max_batch), Dim("s", min=1, max=max_positions(model))
-    values: dict[str, Tensor] = {
-        "input_ids": torch.arange(b * s).view(b, s) % 7,
-        "position_ids": torch.arange(s).expand(b, s).contiguous(),
-        "attention_mask": torch.ones(b, s, dtype=torch.int64),
-        "token_type_ids": torch.zeros(b, s, dtype=torch.int64),
-    }
-    unknown = [name for name in inputs if name not in values]
-    if unknown:
-        raise InputError(
-            f"no example for the input {unknown[0]!r}", todo=f"pass example_kwargs; known names: {', '.join(values)}"
-        )
-    example: dict[str, Any] = {name: values[name].to(device) for name in inputs}
-    shapes: dict[str, Any] = {name: {0: batch, 1: tokens} for name in inputs}
-    if is_causal_lm(model):
+    parameter = next(model.parameters())
+    longest = min(getattr(model.config, name, None) or 1 << 20 for name in ("max_position_embeddings", "max_target_positions"))
+    example, shapes = make_example(model.config, inputs, longest, max_batch, parameter.dtype, parameter.device)
+    if "use_cache" in inspect.signature(model.forward).parameters:
         example["use_cache"], shapes["use_cache"] = False, None
     return example, shapes
 

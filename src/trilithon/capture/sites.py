@@ -25,8 +25,15 @@ FUSED = {
 }
 SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 MATMUL = {aten.matmul.default, aten.bmm.default}
+SCORES = MATMUL | {aten.baddbmm.default}
+RESHAPE = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
 # Between the scores and the softmax, and between the softmax and the second product.
-SCORE_OPS = {
+SCORE_OPS = RESHAPE | {
+    aten.tanh.default,
+    aten.maximum.default,
+    aten.max.other,
+    aten.clamp.default,
+    aten.clamp_min.default,
     aten.add.Tensor,
     aten.add.Scalar,
     aten.sub.Tensor,
@@ -43,7 +50,7 @@ SCORE_OPS = {
     aten.to.dtype,
     aten.clone.default,
 }
-WEIGHT_OPS = {aten._to_copy.default, aten.to.dtype, aten.clone.default, aten.dropout.default, aten.alias.default}
+WEIGHT_OPS = RESHAPE | {aten._to_copy.default, aten.to.dtype, aten.clone.default, aten.dropout.default, aten.alias.default}
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,10 @@ class Site:
             call `k` is the transposed operand, `[b h d t]`.
         mask: bool or additive mask, or None. In a decomposed call: the softmax's input.
         score: decomposed only: the product of q and k.
+        softmax: decomposed only.
+        sinks: decomposed only: scores of one more column, whose weight is thrown away.
+        flat_heads: decomposed only: batch and heads share the first axis of the scores, with so many heads; 1 where that is
+            not known, and then each head counts as a row of the batch.
         is_causal: torch's flag (upper left).
         scale: factor on the scores; None = `1/sqrt(d)`.
         problem: why this call cannot be rewritten whatever its mask, or "".
@@ -75,11 +86,16 @@ class Site:
     scale: float | None
     problem: str
     where: Where
+    softmax: Node | None = None
+    sinks: Node | None = None
+    flat_heads: int | None = None
 
     @property
     def dims(self) -> tuple[Any, Any, Any, Any]:
         """Sizes `b h s t`, ints or SymInts."""
         q, k = self.q.meta["val"].shape, self.k.meta["val"].shape
+        if self.flat_heads is not None:
+            return q[0] // self.flat_heads, self.flat_heads, q[1], k[2]
         return q[0], q[1], q[2], k[3] if self.kind == "decomposed" else k[2]
 
     @property
@@ -154,60 +170,124 @@ def _broadcasts(q: Sequence[Any], k: Sequence[Any], v: Sequence[Any]) -> str:
 
 def _decomposed(softmax: Node) -> Site | None:
     """matmul -> scale, mask -> softmax -> matmul, as eager attention exports; None if it is another softmax."""
-    logits: Any = softmax.args[0]
+    logits, sinks = _without_sinks(_without_row_maximum(softmax.args[0]))
     rank = logits.meta["val"].dim()
     if softmax.args[1] not in (-1, rank - 1) or rank not in (3, 4):
         return None
-    product = _consumer(softmax)
-    scores = _scores(logits)
+    product = _consumer(softmax, dropped=0 if sinks is None else 1)
+    scores = [node for node in _path(logits) if node.target in SCORES]
     if product is None or len(scores) != 1:
         return None
-    score: Any = scores[0]
-    q, k, v = (x.meta["val"].shape for x in (score.args[0], score.args[1], product.args[1]))  # type: ignore[union-attr]
-    problem = f"its scores have rank {rank}, not 4 [b h s t]" if rank != 4 else ""
-    if rank == 4:
-        problem = _broadcasts(q, (*k[:2], k[3], k[2]) if len(k) == 4 else k, v)
+    score = scores[0]
+    q, k = (_operand(score, i) for i in (0, 1))
+    v: Any = product.args[1]
+    heads = _flat_heads(q) if score.meta["val"].dim() == 3 else None
     return Site(
         name=module_path(softmax) or softmax.name,
         kind="decomposed",
         output=product,
-        q=score.args[0],
-        k=score.args[1],
-        v=product.args[1],  # type: ignore[arg-type]
+        q=q,
+        k=k,
+        v=v,
         mask=logits,
         score=score,
         is_causal=False,
         scale=None,
-        problem=problem,
+        problem=_mismatch(logits, score, q, k, v),
         where=where_of(softmax),
+        softmax=softmax,
+        sinks=sinks,
+        flat_heads=heads,
     )
 
 
-def _consumer(softmax: Node) -> Node | None:
-    """The product of the attention weights with V."""
+def _operand(score: Node, i: int) -> Node:
+    """Queries (0) or keys (1) of a product; baddbmm has what it adds in front."""
+    operand: Any = score.args[i + 1 if score.target is aten.baddbmm.default else i]
+    return operand  # type: ignore[no-any-return]
+
+
+def _mismatch(logits: Node, score: Node, q: Node, k: Node, v: Node) -> str:
+    """Why the operands are not those of an attention, or ""."""
+    shapes = [x.meta["val"].shape for x in (q, k, v)]
+    if score.meta["val"].dim() == 3:
+        return ""
+    if logits.meta["val"].dim() != 4:
+        return f"its scores have rank {logits.meta['val'].dim()}, not 4 [b h s t]"
+    return _broadcasts(shapes[0], (*shapes[1][:2], shapes[1][3], shapes[1][2]) if len(shapes[1]) == 4 else shapes[1], shapes[2])
+
+
+def _flat_heads(q: Node) -> int:
+    """The heads of queries `[b * h, s, d]` that were `[b h s d]` before, or 1."""
+    node: Any = q
+    while isinstance(node, Node) and node.target in SCORE_OPS | {aten.expand.default} and node.args:
+        value = node.meta["val"]
+        if value.dim() == 4:
+            break
+        node = next((a for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor)), None)
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    heads = value.shape[1] if isinstance(value, torch.Tensor) and value.dim() == 4 else 1
+    return heads if isinstance(heads, int) else 1
+
+
+def _without_row_maximum(logits: Any) -> Any:
+    """`x` of `x - x.max(-1, keepdim=True)`, which a softmax cannot tell from it."""
+    if logits.target is aten.sub.Tensor and len(logits.args) == 2:
+        x, top = logits.args
+        while isinstance(top, Node) and top.target in (getitem, aten.detach.default, aten.clone.default):
+            top = top.args[0]
+        if isinstance(top, Node) and top.args and top.args[0] is x:
+            axes: Any = top.args[1] if len(top.args) > 1 else None
+            if top.target in (aten.amax.default, aten.max.dim) and axes in (-1, [-1]) and top.args[2:] == (True,):
+                return x
+    return logits
+
+
+def _without_sinks(logits: Any) -> tuple[Any, Node | None]:
+    """The scores in front of one learned column that is joined to them, and that column."""
+    if logits.target is aten.cat.default and len(logits.args) == 2 and logits.args[1] in (-1, 3) and len(logits.args[0]) == 2:
+        scores, column = logits.args[0]
+        if column.meta["val"].shape[-1] == 1:
+            return scores, column
+    return logits, None
+
+
+def _consumer(softmax: Node, dropped: int = 0) -> Node | None:
+    """The product of the attention weights with V; `dropped` columns at the end must be cut off before."""
     node = softmax
     while True:
         if len(node.users) != 1:
             return None
         (user,) = node.users
         if user.target in MATMUL:
-            return user if user.args[0] is node else None
-        if user.target not in WEIGHT_OPS or (user.target is aten.dropout.default and user.args[2]):
+            return user if user.args[0] is node and not dropped else None
+        if user.target is aten.slice.Tensor and dropped and user.args[1:] in ((3, 0, -1), (-1, 0, -1)):
+            dropped = 0
+        elif user.target not in WEIGHT_OPS or (user.target is aten.dropout.default and user.args[2]):
             return None
         node = user
 
 
-def _scores(logits: Node) -> list[Node]:
-    """The products that reach the softmax through scaling and masking."""
-    shape = logits.meta["val"].shape
-    found, seen, stack = [], set(), [logits]
+def score_path(site: Site) -> list[Node]:
+    """The nodes between the scores (or nothing) and the softmax, or the op, through scaling and masking."""
+    return [] if site.mask is None else _path(site.mask)
+
+
+def _path(logits: Node) -> list[Node]:
+    """What reaches the softmax through scaling and masking, down to the products."""
+    rank = logits.meta["val"].dim()
+    found: list[Node] = []
+    seen, stack = set(), [logits]
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
-        if node.target in MATMUL and node.meta["val"].dim() == len(shape):
+        if node.target in SCORES and (
+            node.meta["val"].dim() == rank or node.target in (aten.bmm.default, aten.baddbmm.default)
+        ):
             found.append(node)
         elif node.target in SCORE_OPS:
+            found.append(node)
             stack.extend(a for a in node.all_input_nodes if isinstance(a.meta.get("val"), torch.Tensor))
     return found

@@ -53,6 +53,10 @@ class Lifter:
             and not value.is_meta
         }
 
+    def define(self, node: Node, tensor: SymTensor) -> None:
+        """Take `node` to be `tensor`, instead of lifting it."""
+        self._done[node] = tensor
+
     def lift(self, node: Node) -> SymTensor:
         """Raises CannotLift where an operation or one of its arguments is not modelled."""
         if node not in self._done:

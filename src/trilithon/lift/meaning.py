@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import Node
 
-from trilithon.capture.sites import Site
+from trilithon.capture.sites import Site, score_path
 from trilithon.errors import CannotLift
 from trilithon.lift.lifter import Lifter
 from trilithon.lift.registry import Obligation
+from trilithon.lift.scores import SCORE, Leaves, read_leaves, refuse
+from trilithon.lift.symtensor import SymTensor, dtype_name
 from trilithon.spec import float_term
 from trilithon.spec import term as t
+from trilithon.spec.bias import Bias, Dense, name_bias
 from trilithon.spec.masks import B, Causal, H, K, Q
 from trilithon.spec.term import Term
+from trilithon.spec.traverse import tables, walk
 
 Dims = tuple[Term, Term, Term, Term]
-SCORE = "score"
-MOST_CASES = 256
+UNKNOWN = "computed:"  # starts the name of a table that stands for an activation
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Meaning:
         obligations: integer ranges that must be proved (else an operation may wrap around).
         tables: shape of each table that `keep` or an obligation may read.
         constants: data of those tables that are part of the program.
+        bias: what is added to the scores of kept cells, or None.
+        softcap: c of `c * tanh(scores / c)`, or None.
+        sinks: the softmax has one more column, of learned scores a head, whose weight is thrown away.
+        flat: batch and heads share one axis of the operands.
     """
 
     keep: Term
@@ -48,125 +55,159 @@ class Meaning:
     obligations: tuple[Obligation, ...]
     tables: dict[str, tuple[Term, ...]]
     constants: dict[str, Tensor]
+    bias: Bias | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    flat: bool = False
 
 
 def lift_site(program: ExportedProgram, site: Site) -> Meaning:
     """Lift the mask of one site.
 
     Raises:
-        CannotLift: the call, an operation of its mask, or a masked value is not modelled; or the mask is a bias.
+        CannotLift: the call, an operation of its mask, or a masked value is not modelled; or all of it is a bias of
+            which nothing is known.
     """
     if site.problem:
-        raise _refuse(site, site.problem)
-    lifter = Lifter(program, {site.score: SCORE} if site.score is not None else None)
+        raise refuse(site, site.problem)
+    try:
+        return _lift(program, site, ())
+    except CannotLift:
+        unknown = _unknown_addends(program, site)
+        if not unknown:
+            raise
+        return _lift(program, site, unknown)
+
+
+def _lift(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Meaning:
+    """Lift a site, with some addends of its scores taken as tables of which nothing is known."""
+    lifter = _lifter(program, site, unknown)
     dims = tuple(lifter.size(d) for d in site.dims)
     if site.kind in ("flash", "flash_for_cpu", "cudnn") and site.is_causal and dims[2] is not dims[3]:
-        raise _refuse(site, "the causal alignment of this kernel differs between versions when s != t")
+        raise refuse(site, "the causal alignment of this kernel differs between versions when s != t")
     keep = Causal().at_sizes(dims[2], dims[3]) if site.is_causal else t.TRUE
-    scale, drops, hard = site.softmax_scale, [], True
+    leaves, drops = Leaves(t.TRUE, frozenset()), []
     if site.mask is not None:
-        value = lifter.lift(site.mask).broadcast_at((B, H, Q, K))
+        lifted = lifter.lift(site.mask)
+        value = lifted.broadcast_at(_cell(site, lifted.rank))
         if value.sort == "bool":
             keep, drops = keep & value, ["False"]
         else:
-            leaves = _read_leaves(site, value)
-            keep, scale = keep & leaves.keep, leaves.scale if leaves.scale is not None else scale
-            drops, hard = sorted(f"{d:g}" for d in leaves.drops), leaves.drops <= {-math.inf}
+            leaves = read_leaves(site, value, _own_score(lifter, site))
+            keep, drops = keep & leaves.keep, sorted(f"{d:g}" for d in leaves.drops)
     zero_rows = site.kind != "decomposed" or _is_safe_softmax(site)
     return Meaning(
         keep=keep,
         dims=dims,  # type: ignore[arg-type]
-        scale=scale,
+        scale=site.softmax_scale if leaves.scale is None else leaves.scale,
         drops=tuple(drops),
-        needs_key=not (zero_rows and hard),
-        obligations=tuple(lifter.obligations.values()),
+        needs_key=not (zero_rows and leaves.drops <= {-math.inf}),
+        obligations=tuple(o for o in lifter.obligations.values() if _concerns(keep, o)),
         tables=lifter.table_shapes,
         constants=lifter.data,
+        bias=_named_bias(site, leaves),
+        softcap=leaves.softcap,
+        sinks=site.sinks is not None,
+        flat=site.flat_heads is not None,
     )
+
+
+def _cell(site: Site, rank: int) -> tuple[Term, ...]:
+    """The index of cell `b h q k` in a tensor of scores or masks."""
+    return (B, H, Q, K) if site.flat_heads is None or rank == 4 else (B * site.flat_heads + H, Q, K)
+
+
+def _own_score(lifter: Lifter, site: Site) -> tuple[Term, ...]:
+    """The index of this cell's own score; 0 along axes of size 1."""
+    if site.score is None:
+        return ()
+    shape = [lifter.size(d) for d in site.score.meta["val"].shape]
+    cell = _cell(site, len(shape))
+    return tuple(t.ZERO if size is t.ONE else i for size, i in zip(shape, cell, strict=True))
+
+
+def _named_bias(site: Site, leaves: Leaves) -> Bias | None:
+    if leaves.bias is None:
+        return None
+    bias = name_bias(leaves.bias)
+    if isinstance(bias, Dense) and not leaves.drops and not any(name.startswith(UNKNOWN) for name in tables(bias.formula)):
+        raise refuse(site, f"it adds {leaves.bias}, a value that depends on data: a bias, not a mask")
+    return bias
+
+
+def _concerns(keep: Term, obligation: Obligation) -> bool:
+    """Does an obligation bear on which cells are kept? Not if it is about a float made an integer that `keep` lacks."""
+    floats = {x for x in walk([obligation.term]) if x.op == "to_int"}
+    return not floats or bool(floats & set(walk([keep])))
+
+
+def _lifter(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Lifter:
+    """A lifter that knows the site's scores as a table."""
+    lifter = Lifter(program, {node: f"{UNKNOWN}{node.name}" for node in unknown})
+    if site.score is not None:
+        shape, dtype = tuple(map(lifter.size, site.score.meta["val"].shape)), site.score.meta["val"].dtype
+        product = SymTensor(shape, dtype, lambda index: t.read(SCORE, index, "float"))
+        lifter.define(site.score, _plus_input(lifter, site.score, product))
+    return lifter
+
+
+def _plus_input(lifter: Lifter, score: Node, product: SymTensor) -> SymTensor:
+    """`beta * input + alpha * product` where the scores come from baddbmm."""
+    if score.target is not torch.ops.aten.baddbmm.default:
+        return product
+    added, dtype = lifter.lift(score.args[0]), dtype_name(product.dtype)  # type: ignore[arg-type]
+    beta, alpha = (t.real(float(score.kwargs.get(name, 1.0))) for name in ("beta", "alpha"))  # type: ignore[arg-type]
+
+    def element(index: tuple[Term, ...]) -> Term:
+        scaled = float_term.apply("mul", dtype, alpha, product.at(index))
+        if beta.value == 0.0:
+            return scaled
+        first = added.broadcast_at(index)
+        return float_term.apply(
+            "add", dtype, first if beta.value == 1.0 else float_term.apply("mul", dtype, beta, first), scaled
+        )
+
+    return SymTensor(product.shape, product.dtype, element)
+
+
+def _unknown_addends(program: ExportedProgram, site: Site) -> tuple[Node, ...]:
+    """Float tensors that are added on the way to the softmax and cannot be lifted; the innermost of sums of sums."""
+    found = []
+    for node in score_path(site):
+        if node.target is not torch.ops.aten.add.Tensor:
+            continue
+        for operand in node.all_input_nodes:
+            value = operand.meta.get("val")
+            if not isinstance(value, Tensor) or not value.dtype.is_floating_point or operand.target is node.target:
+                continue
+            if not _depends(operand, site.score) and not _lifts(program, site, operand):
+                found.append(operand)
+    return tuple(found)
+
+
+def _depends(node: Node, on: Node | None) -> bool:
+    """Is `on` an ancestor of `node`, or `node` itself?"""
+    seen, stack = set(), [node]
+    while stack and on is not None:
+        here = stack.pop()
+        if here is on:
+            return True
+        if here not in seen:
+            seen.add(here)
+            stack.extend(here.all_input_nodes)
+    return False
+
+
+def _lifts(program: ExportedProgram, site: Site, node: Node) -> bool:
+    lifter = _lifter(program, site, ())
+    try:
+        tensor = lifter.lift(node)
+        tensor.at(tuple(t.var(f"i{n}") for n in range(tensor.rank)))
+    except CannotLift:
+        return False
+    return True
 
 
 def _is_safe_softmax(site: Site) -> bool:
-    assert site.mask is not None
-    return any(u.target is torch.ops.aten._safe_softmax.default for u in site.mask.users)
-
-
-def _refuse(site: Site, why: str) -> CannotLift:
-    return CannotLift(
-        f"cannot prove the attention mask of {site.name}",
-        where=site.where,
-        why=why,
-        todo="the mask stays as it is",
-    )
-
-
-@dataclass(frozen=True)
-class _Leaves:
-    keep: Term
-    drops: frozenset[float]
-    scale: float | None
-
-
-def _read_leaves(site: Site, value: Term) -> _Leaves:
-    """Split an additive mask (or masked scores) into kept and blocked cells.
-
-    A cell is kept where 0 is added, and blocked where -inf or a value at the bottom of the dtype's range is.
-    """
-    assert site.mask is not None
-    lowest = torch.finfo(site.mask.meta["val"].dtype).min / 2
-    keep, drops, factors = [], set(), set()
-    for condition, leaf in _cases(site, value, t.TRUE):
-        factor, offset = _affine(site, leaf)
-        if (site.score is None and factor != 0.0) or math.isnan(offset):
-            raise _refuse(site, f"it can add {leaf}")
-        if offset <= lowest:
-            drops.add(offset)
-        elif offset == 0.0 and (factor != 0.0) == (site.score is not None):
-            keep.append(condition)
-            factors.add(factor)
-        else:
-            raise _refuse(site, f"it adds {offset:g}, which is a bias: only 0, -inf and the lowest number are a mask")
-    if len(factors) > 1:
-        raise _refuse(site, f"its scores are scaled by different factors {sorted(factors)}")
-    return _Leaves(t.disj(*keep), frozenset(drops), factors.pop() if site.score is not None and factors else None)
-
-
-def _cases(site: Site, value: Term, given: Term) -> Iterator[tuple[Term, Term]]:
-    """The leaves of a tree of conditions, each with the condition that leads to it."""
-    stack, count = [(given, value)], 0
-    while stack:
-        condition, x = stack.pop()
-        if condition is t.FALSE:
-            continue
-        if x.op == "ite":
-            stack.append((condition & ~x.args[0], x.args[2]))
-            stack.append((condition & x.args[0], x.args[1]))
-            continue
-        count += 1
-        if count > MOST_CASES:
-            raise _refuse(site, f"it has more than {MOST_CASES} cases")
-        yield condition, x
-
-
-def _affine(site: Site, leaf: Term) -> tuple[float, float]:
-    """`leaf` as `factor * score + offset`; an offset is exact only if 0, -inf or at the bottom of the range."""
-    if leaf.is_literal:
-        return 0.0, leaf.value
-    if leaf.op == "read" and leaf.args[0] == SCORE:
-        if leaf.args[1:] != (B, H, Q, K):
-            raise _refuse(site, "its softmax mixes scores of other queries or keys")
-        return 1.0, 0.0
-    if leaf.op == "float_cast":
-        return _affine(site, leaf.args[1])
-    if leaf.op == "float_op":
-        name, dtype, a, b = leaf.args
-        (fa, oa), (fb, ob) = _affine(site, a), _affine(site, b)
-        if name in ("add", "sub") and (fa == 0.0 or fb == 0.0):
-            sign = 1.0 if name == "add" else -1.0
-            return fa + sign * fb, float_term.fold(name, dtype, oa, ob)
-        if name == "mul" and fb == 0.0 and oa == 0.0:
-            return fa * ob, 0.0
-        if name == "mul" and fa == 0.0 and ob == 0.0:
-            return fb * oa, 0.0
-        if name == "div" and fb == 0.0 and oa == 0.0 and ob != 0.0:
-            return fa / ob, 0.0
-    raise _refuse(site, f"it adds {leaf}, a value that depends on data: a bias, not a mask")
+    assert site.softmax is not None
+    return site.softmax.target is torch.ops.aten._safe_softmax.default

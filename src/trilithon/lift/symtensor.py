@@ -86,8 +86,8 @@ def is_nonnegative(term: Term) -> bool:
     return term.op == "var" and UNBACKED.fullmatch(term.args[0]) is None
 
 
-def cast(value: Term, dtype: torch.dtype) -> Term | None:
-    """`value` converted to `dtype`, or None where the conversion is not modelled (float to integer)."""
+def cast(value: Term, dtype: torch.dtype) -> Term:
+    """`value` converted to `dtype`. A float becomes the integer towards zero of it."""
     sort = sort_of(dtype)
     if sort == "float":
         name = dtype_name(dtype)
@@ -95,16 +95,7 @@ def cast(value: Term, dtype: torch.dtype) -> Term | None:
     if value.sort == sort:
         return value
     if sort == "int":
-        return t.ite(value, t.ONE, t.ZERO) if value.sort == "bool" else _float_to_int(value)
+        return t.ite(value, t.ONE, t.ZERO) if value.sort == "bool" else float_term.to_int(value)
     if value.sort == "int":
         return ~value.eq(0)
     return ~float_term.compare("eq", value, t.real(0.0))
-
-
-def _float_to_int(value: Term) -> Term | None:
-    if value.op == "ite":
-        yes, no = _float_to_int(value.args[1]), _float_to_int(value.args[2])
-        return None if yes is None or no is None else t.ite(value.args[0], yes, no)
-    if value.is_literal and float(value.value).is_integer() and abs(value.value) < 2**53:
-        return t.integer(int(value.value))
-    return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.export import ExportedProgram
@@ -11,21 +12,33 @@ from torch.export import ExportedProgram
 from trilithon.capture.sites import Site, find_sites
 from trilithon.errors import CannotLift, InputError
 from trilithon.lift.meaning import Meaning, lift_site
+from trilithon.prove.cache import ProofCache, Question
+from trilithon.prove.mask_graph import MaskGraph
 from trilithon.prove.prove import Finding, Ranges, examine
 from trilithon.prove.solve import Prover
+from trilithon.prove.validate import Validation, validate
 from trilithon.prove.verdict import Proof, Verdict
 from trilithon.spec.assumption import Assumption
 from trilithon.spec.term import Term
 
+IN_TIME = 0.9  # of the solver's budget: a finding that took longer may be weaker than what more time would give
+
 
 @dataclass(frozen=True)
 class Examined:
-    """A site with what was found: a finding, or the refusal that says why nothing could be."""
+    """A site with what was found: a finding, or the refusal that says why nothing could be.
+
+    Attributes:
+        validated: how the proved mask compares with the site's own, run by torch; None without a proof or a mask tensor.
+        cached: the finding was read from the proof cache; `solver_seconds` is what it cost when it was made.
+    """
 
     site: Site
     meaning: Meaning | None
     finding: Finding | None
     refusal: CannotLift | None
+    validated: Validation | None = None
+    cached: bool = False
 
     @property
     def proof(self) -> Proof | None:
@@ -49,13 +62,16 @@ def _finite(bound: Any) -> int | None:
     return value if abs(value) < 1 << 31 else None
 
 
-def examine_program(program: ExportedProgram, assume: tuple[Assumption, ...] = (), seconds: float = 10.0) -> list[Examined]:
-    """Lift and prove every site, in graph order.
+def examine_program(
+    program: ExportedProgram, assume: tuple[Assumption, ...] = (), seconds: float = 10.0, cache: ProofCache | None = None
+) -> list[Examined]:
+    """Lift and prove every site, in graph order, and compare what was proved with the program's own masks.
 
     Args:
         program: functional (see `capture`).
         assume: declared facts about inputs.
         seconds: solver budget of one distinct mask.
+        cache: where findings of earlier runs are.
 
     Raises:
         InputError: a fact is declared about something that is not an input.
@@ -68,29 +84,70 @@ def examine_program(program: ExportedProgram, assume: tuple[Assumption, ...] = (
                 why=f"this program has no input {a.table}",
                 todo=f"its inputs are {', '.join(n for n in sorted(names) if not n.startswith(('p_', 'b_', 'c_')))}",
             )
-    ranges = size_ranges(program)
-    done: dict[tuple[Any, ...], Finding] = {}
-    return [_examine(program, site, ranges, assume, seconds, done) for site in find_sites(program.graph)]
+    examiner = _Examiner(program, size_ranges(program), assume, seconds, cache)
+    return [examiner.examine(site) for site in find_sites(program.graph)]
 
 
-def _examine(
-    program: ExportedProgram,
-    site: Site,
-    ranges: Ranges,
-    assume: tuple[Assumption, ...],
-    seconds: float,
-    done: dict[tuple[Any, ...], Finding],
-) -> Examined:
-    try:
-        meaning = lift_site(program, site)
-    except CannotLift as refusal:
-        return Examined(site, None, None, refusal)
-    obligations = tuple((o.term, o.low, o.high) for o in meaning.obligations)
-    key = (meaning.keep, meaning.dims, meaning.needs_key, obligations)
-    if key not in done:
-        relevant = tuple(a for a in assume if a.table in meaning.tables)
-        done[key] = examine(meaning, ranges, relevant, seconds)
-    return Examined(site, meaning, done[key], None)
+@dataclass
+class _Examiner:
+    """Examines the sites of one program; equal masks are proved once, and equal nodes are run once."""
+
+    program: ExportedProgram
+    ranges: Ranges
+    assume: tuple[Assumption, ...]
+    seconds: float
+    cache: ProofCache | None
+    found: dict[tuple[Any, ...], tuple[Finding, bool]] = field(default_factory=dict)
+    compared: dict[tuple[Any, ...], Validation] = field(default_factory=dict)
+
+    def examine(self, site: Site) -> Examined:
+        try:
+            meaning = lift_site(self.program, site)
+        except CannotLift as refusal:
+            return Examined(site, None, None, refusal)
+        obligations = tuple((o.term, o.low, o.high) for o in meaning.obligations)
+        key = (meaning.keep, meaning.dims, meaning.needs_key, obligations)
+        if key not in self.found:
+            self.found[key] = self._find(meaning)
+        finding, cached = self.found[key]
+        if finding.proof.verdict is not Verdict.PROVED or site.mask is None:
+            return Examined(site, meaning, finding, None, cached=cached)
+        validated = self._validate(site, meaning, finding.proof)
+        if validated.difference:
+            finding = _distrust(finding, validated)
+        return Examined(site, meaning, finding, None, validated, cached)
+
+    def _find(self, meaning: Meaning) -> tuple[Finding, bool]:
+        """The finding, and whether it was read from the cache."""
+        relevant = tuple(a for a in self.assume if a.table in meaning.tables)
+        question = None if self.cache is None else Question.of(meaning, self.ranges, relevant)
+        if self.cache is not None and question is not None:
+            known = self.cache.load(question, meaning)
+            if known is not None:
+                return known, True
+        started = time.perf_counter()
+        finding = examine(meaning, self.ranges, relevant, self.seconds)
+        in_time = time.perf_counter() - started < IN_TIME * self.seconds
+        if self.cache is not None and question is not None and in_time:
+            self.cache.store(question, finding)
+        return finding, False
+
+    def _validate(self, site: Site, meaning: Meaning, proof: Proof) -> Validation:
+        graph = MaskGraph.of(site, meaning.tables)
+        added = (meaning.scale, meaning.softcap, meaning.bias, meaning.flat, site.is_causal)
+        key = (proof.mask, proof.assumptions, meaning.dims, added, graph.signature())
+        if key not in self.compared:
+            self.compared[key] = validate(graph, site, meaning, proof, self.ranges)
+        return self.compared[key]
+
+
+def _distrust(finding: Finding, validated: Validation) -> Finding:
+    """A proof about a formula that is not the program's own is worth nothing."""
+    reason = (
+        f"the lifted formula and the program's own mask disagree: {validated.difference}."
+        " This is a bug of Trilithon: please report it"
+    )
+    return Finding(replace(finding.proof, verdict=Verdict.UNKNOWN, reason=reason), (), finding.formula)
 
 
 def prover_of(program: ExportedProgram) -> Callable[[Term, dict[str, Term]], bool]:

@@ -14,12 +14,14 @@ from trilithon.prove.solve import UNBOUNDED, Prover
 from trilithon.prove.verdict import Proof, Verdict
 from trilithon.prove.witness import Witness, find_witness
 from trilithon.spec import term as t
-from trilithon.spec.assumption import Assumption, guard
-from trilithon.spec.masks import Documents, Full, K, Mask, Q, parts
+from trilithon.spec.assumption import KINDS, Assumption, guard, one_of_row
+from trilithon.spec.masks import B, Documents, Formula, Full, K, Mask, Q, parts
 from trilithon.spec.term import Term
 from trilithon.spec.traverse import substitute, tables, walk
 
 Ranges = Mapping[str, tuple[int, int | None]]
+FLAGS = ("flags", "nonempty", "right_padded", "left_padded", "all_ones")
+POSITIONS = ("bounded", "nonnegative", "consecutive")
 MOST_ROUNDS = 8  # counterexamples that may correct the proposal
 
 
@@ -28,42 +30,54 @@ class Finding:
     """All that was found about one site: the proof to rewrite with, and the others that hold.
 
     Attributes:
-        proof: the primary one: no data-dependent documents if that can be, then the fewest guards.
+        proof: the primary one: a named mask if that can be, no data-dependent documents, then the fewest guards.
         alternatives: other proved forms, under other assumptions.
         formula: the lifted mask.
+        nearest: for a mask without a name: the refuted proof of the named mask nearest to it.
     """
 
     proof: Proof
     alternatives: tuple[Proof, ...]
     formula: Term
+    nearest: Proof | None = None
 
 
 def examine(meaning: Meaning, ranges: Ranges, assume: tuple[Assumption, ...] = (), seconds: float = 10.0) -> Finding:
     """Find the form of a mask: with no assumption on inputs if possible, else with each guard that may help."""
     proofs: list[Proof] = []
+    nearest: Proof | None = None
     left = seconds
     for guards in _guard_sets(meaning, assume):
-        proof = _recognise(meaning, ranges, (*assume, *guards), max(left, 0.01))
+        if guards and guards[0].kind in ("flags", "nonempty") and any(_is_named(p) for p in proofs):
+            continue
+        proof, refuted = _recognise(meaning, ranges, (*assume, *guards), max(left, 0.01))
         left -= proof.solver_seconds
+        nearest = refuted if nearest is None else nearest
         if not any(p.verdict is Verdict.PROVED and p.mask == proof.mask for p in proofs):
             proofs.append(proof)
     proved = sorted((p for p in proofs if p.verdict is Verdict.PROVED), key=_preference)
     if not proved:
         return Finding(proofs[0], (), meaning.keep)
-    return Finding(proved[0], tuple(proved[1:]), meaning.keep)
+    unnamed = isinstance(proved[0].mask, Formula)
+    return Finding(proved[0], tuple(proved[1:]), meaning.keep, nearest if unnamed else None)
 
 
-def _preference(proof: Proof) -> tuple[bool, int, int]:
+def _is_named(proof: Proof) -> bool:
+    return proof.verdict is Verdict.PROVED and not isinstance(proof.mask, Formula)
+
+
+def _preference(proof: Proof) -> tuple[bool, bool, int, int, int]:
+    unnamed = isinstance(proof.mask, Formula)
     documents = any(isinstance(p, Documents) for p in parts(proof.mask))
-    guards = sum(a.source == "guard" for a in proof.assumptions)
-    return documents, guards, len(parts(proof.mask))
+    guards = [list(KINDS).index(a.kind) for a in proof.assumptions if a.source == "guard"]
+    return unnamed, documents, len(guards), max(guards, default=0), len(parts(proof.mask))
 
 
 def _guard_sets(meaning: Meaning, assume: tuple[Assumption, ...]) -> list[tuple[Assumption, ...]]:
-    """None, then one guard for each input table that the mask reads and nothing is declared about.
+    """None, then one guard for each input table that the mask reads and nothing is declared about, weaker ones first.
 
-    Guesses, by how a table is used: flags (compared with zero) may be all ones; positions (ordered, or summed up
-    as packed documents are) may fit 32 bits or be consecutive.
+    Guesses, by how a table is used: flags (compared with zero) may be paddings; positions (ordered, or summed up as
+    packed documents are) may fit 32 bits or be consecutive.
     """
     given = {a.table for a in assume} | meaning.constants.keys()
     flags: set[str] = set()
@@ -71,14 +85,13 @@ def _guard_sets(meaning: Meaning, assume: tuple[Assumption, ...]) -> list[tuple[
     for x in walk([meaning.keep]):
         if x.op == "read" and x.sort == "bool":
             flags.add(x.args[0])
-        elif x.op == "eq0" and x.args[0].op == "read":
-            flags.add(x.args[0].args[0])
+        elif x.op == "eq0" and x.args[0].op in ("read", "mul"):
+            flags |= tables(x)
         elif x.op in ("le0", "prefix_sum"):
             positions |= tables(x)
-    per_row = {name for name, shape in meaning.tables.items() if len(shape) == 2} - given
-    sets: list[tuple[Assumption, ...]] = [(guard(name, "all_ones"),) for name in sorted(flags & per_row)]
-    for name in sorted((positions - flags) & per_row):
-        sets += [(guard(name, "bounded"),), (guard(name, "consecutive"),)]
+    rank = {name: len(shape) for name, shape in meaning.tables.items() if name not in given}
+    sets = [(guard(name, kind),) for name in sorted(flags) if rank.get(name) == 2 for kind in FLAGS]
+    sets += [(guard(name, kind),) for name in sorted(positions - flags) if rank.get(name) in (1, 2) for kind in POSITIONS]
     return [(), *sets]
 
 
@@ -87,21 +100,29 @@ def claim(meaning: Meaning, mask: Mask, ranges: Ranges, assume: tuple[Assumption
     return _Attempt.of(meaning, ranges, assume, seconds).prove(mask)
 
 
-def _recognise(meaning: Meaning, ranges: Ranges, assume: tuple[Assumption, ...], seconds: float) -> Proof:
-    """Propose, prove, learn from the counterexample, and again."""
+def _recognise(meaning: Meaning, ranges: Ranges, assume: tuple[Assumption, ...], seconds: float) -> tuple[Proof, Proof | None]:
+    """Propose, prove, learn from the counterexample, and again. A mask without a name is its formula.
+
+    Returns:
+        The proof; and for a formula, that the nearest named mask is another one.
+    """
     attempt = _Attempt.of(meaning, ranges, assume, seconds)
     early = attempt.trouble()
     if early is not None:
-        return early
+        return early, None
     proposer = Proposer.of(attempt.keep, meaning, dict(ranges), assume)
     for _ in range(MOST_ROUNDS):
         best = proposer.best()
         proof = attempt.prove(best)
         if proof.verdict is not Verdict.REFUTED or attempt.witness is None or not proposer.learn(attempt.witness.sample):
             break
-    if proof.verdict is Verdict.REFUTED:
-        return attempt.prove(proposer.nearest())
-    return proof
+    if proof.verdict is not Verdict.REFUTED:
+        return proof, None
+    nearest = attempt.prove(proposer.nearest())
+    if attempt.keep.op == "read":  # an input that is the mask: its formula would say nothing
+        return nearest, None
+    formula = attempt.prove(Formula(attempt.keep))
+    return (formula, nearest) if formula.verdict is Verdict.PROVED else (nearest, None)
 
 
 @dataclass
@@ -167,10 +188,13 @@ class _Attempt:
         if not self.meaning.needs_key:
             return self._proof(mask, Verdict.PROVED, used)
         s, total = self.meaning.dims[2], self.meaning.dims[3]
-        for key in (Q, t.ZERO, total - 1, Q + total - s):
+        nonempty = [a.table for a in self.prover.assumptions if a.kind == "nonempty"]
+        ones = [one_of_row(table, B) for table in nonempty]
+        about = tuple(t.read(table, (B, t.ZERO), "int") for table in nonempty)
+        for key in (Q, t.ZERO, total - 1, Q + total - s, *ones):
             kept = substitute(self.keep, {K: key}) & (key >= 0) & (key < total)
             lemmas, lemma_used = scan_lemmas(kept, self.prover)
-            answer = self.prover.valid(kept, extra=lemmas)
+            answer = self.prover.valid(kept, extra=lemmas, about=about)
             if answer.status == "valid":
                 return self._proof(mask, Verdict.PROVED, (*used, *lemma_used, *answer.used))
         drops = " or ".join(self.meaning.drops)

@@ -132,6 +132,10 @@ class Prover:
             return []
         return [c for i, size in zip(entry.args[1:], shape, strict=True) for c in (t.ZERO <= i, i < size)]
 
+    def _length(self, entry: Term) -> Term:
+        """Of the rows of the table that an entry stands in."""
+        return self.tables[entry.args[0]][-1] if self.tables.get(entry.args[0]) else t.ONE
+
     def _facts(self, terms: tuple[Term, ...]) -> Iterator[tuple[Term, Assumption]]:
         """Each assumption at each entry that occurs, and at those its own facts mention."""
         by_table: dict[str, list[Assumption]] = {}
@@ -145,7 +149,7 @@ class Prover:
             fresh = []
             for entry in entries:
                 for assumption in by_table.get(entry.args[0], ()):
-                    fact = t.disj(~t.conj(*self._inside(entry)), assumption.fact(entry))
+                    fact = t.disj(~t.conj(*self._inside(entry)), assumption.fact(entry, self._length(entry)))
                     fresh.append(fact)
                     yield fact, assumption
             if not fresh:

@@ -10,56 +10,76 @@ import torch
 from torch.export import ExportedProgram
 
 from trilithon.capture.sites import Site
+from trilithon.errors import CannotLift
 from trilithon.lower.native.attention import kernel_for
 from trilithon.prove.program import Examined
-from trilithon.prove.verdict import Verdict
-from trilithon.report.report import SiteReport
+from trilithon.prove.prove import Finding
+from trilithon.prove.verdict import Proof, Verdict
+from trilithon.report.report import Lifted, SiteReport
 from trilithon.rewrite.fuse_attention import SITE, why_not_canonical
 from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.unlift import fake_inputs
-from trilithon.spec.bias import Dense
 
-KEPT = "SDPA with the mask as exported"
+KEPT, KEPT_DECOMPOSED = "SDPA with the mask as exported", "matmul-softmax-matmul as exported"
 
 
 def site_report(examined: Examined, rewritten: Mapping[str, tuple[int, int]]) -> SiteReport:
     """The report entry of one site; `rewritten` as `canonical_heads` gives it."""
-    site, finding = examined.site, examined.finding
+    site, finding, meaning, validated = examined.site, examined.finding, examined.meaning, examined.validated
     heads = rewritten.get(site.name) or _query_heads(site)
-    if finding is None or examined.meaning is None:
-        refusal = examined.refusal
-        why = refusal.why if refusal is not None else "not examined"
-        return SiteReport(
-            name=site.name,
-            kind=site.kind,
-            verdict=Verdict.UNKNOWN,
-            mask=None,
-            assumptions=(),
-            witness={},
-            reason=why,
-            where=str(site.where) if refusal is None else str(refusal.where or site.where),
-            runs_on=KEPT,
-            bias=Dense() if "bias" in why else None,
-            heads=heads,
-        )
+    if finding is None or meaning is None:
+        return _refused(site, examined.refusal, heads)
     proof = finding.proof
     proved = proof.verdict is Verdict.PROVED
-    obstacle = why_not_canonical(proof.mask, examined.meaning) if proved else None
+    refuted = _nearest(finding)
+    obstacle = why_not_canonical(proof.mask, meaning) if proved else None
     return SiteReport(
         name=site.name,
         kind=site.kind,
         verdict=proof.verdict,
         mask=proof.mask if proved else None,
         assumptions=proof.assumptions,
-        witness=proof.witness,
-        reason=proof.reason,
+        witness=proof.witness if refuted is None else refuted.witness,
+        reason=proof.reason if refuted is None else refuted.reason,
         formula=str(finding.formula),
         where=str(site.where),
-        runs_on=(f"{KEPT} ({obstacle})" if obstacle else kernel_for(proof.mask)) if proved else KEPT,
+        runs_on=(f"{_kept(site)} ({obstacle})" if obstacle else kernel_for(proof.mask)) if proved else _kept(site),
         alternatives=finding.alternatives,
         heads=heads,
+        bias=meaning.bias,
+        softcap=meaning.softcap,
+        sinks=meaning.sinks,
         solver_seconds=proof.solver_seconds,
+        cached=examined.cached,
+        validated_cells=validated.cells if validated is not None and validated.cells else None,
+        nearest=None if refuted is None else refuted.mask,
+        lifted=Lifted(finding.formula, meaning.dims[2:], meaning.constants),
     )
+
+
+def _refused(site: Site, refusal: CannotLift | None, heads: tuple[int, int | None] | None) -> SiteReport:
+    return SiteReport(
+        name=site.name,
+        kind=site.kind,
+        verdict=Verdict.UNKNOWN,
+        mask=None,
+        assumptions=(),
+        witness={},
+        reason="not examined" if refusal is None else refusal.why,
+        where=str(site.where) if refusal is None else str(refusal.where or site.where),
+        runs_on=_kept(site),
+        heads=heads,
+    )
+
+
+def _kept(site: Site) -> str:
+    """What a site runs on that is not rewritten."""
+    return KEPT_DECOMPOSED if site.kind == "decomposed" else KEPT
+
+
+def _nearest(finding: Finding) -> Proof | None:
+    """The refuted claim that the mask is the named one nearest to it."""
+    return next((p for p in (finding.proof, finding.nearest) if p is not None and p.verdict is Verdict.REFUTED), None)
 
 
 def canonical_heads(program: ExportedProgram) -> dict[str, tuple[int, int]]:

@@ -13,7 +13,7 @@ from trilithon.capture.sites import Site
 from trilithon.lift.meaning import Meaning
 from trilithon.passes import Outcome
 from trilithon.rewrite.op import ATTENTION
-from trilithon.spec.masks import Causal, Mask, Padding, SlidingWindow, parts
+from trilithon.spec.masks import Causal, Formula, Mask, Padding, SlidingWindow, parts
 
 aten = torch.ops.aten
 SITE = "trilithon_site"  # in `meta` of a canonical node: the name of the site that it was
@@ -30,6 +30,13 @@ class Proved:
 
 def why_not_canonical(mask: Mask, meaning: Meaning) -> str | None:
     """Why the canonical op cannot carry `mask` at a site of this meaning, or None."""
+    beside = [f"{type(meaning.bias).__name__} bias"] if meaning.bias else []
+    beside += [f"softcap {meaning.softcap:g}"] if meaning.softcap else []
+    beside += ["sinks"] if meaning.sinks else []
+    if beside:
+        return f"the canonical op takes no {', no '.join(beside)}"
+    if meaning.flat:
+        return "batch and heads share one axis of its operands"
     if sum(isinstance(part, Padding) for part in parts(mask)) > 1:
         return "the canonical op takes one key mask, and this mask has two paddings"
     for part in parts(mask):
@@ -38,7 +45,7 @@ def why_not_canonical(mask: Mask, meaning: Meaning) -> str | None:
         if isinstance(part, (Causal, SlidingWindow)) and part.align != "upper_left":
             return f"{part} aligns by lengths; the canonical op aligns by positions"
         if not isinstance(part, (Causal, SlidingWindow, Padding)):
-            return f"no kernel takes {part}"
+            return f"no kernel takes {'a formula' if isinstance(part, Formula) else part}"
     return None
 
 

@@ -35,9 +35,9 @@ class Assumption:
     def __str__(self) -> str:
         return f"{self.text} [{self.source}]"
 
-    def fact(self, entry: Term) -> Term:
-        """What the assumption says about one element that a term reads from the table."""
-        return KINDS[self.kind].fact(entry)
+    def fact(self, entry: Term, length: Term) -> Term:
+        """What the assumption says about one element that a term reads from the table, whose rows have `length` entries."""
+        return KINDS[self.kind].fact(entry, length)
 
     def holds(self, table: Tensor) -> Tensor:
         """The run-time check: a bool scalar on the table's own device (no synchronisation)."""
@@ -53,7 +53,7 @@ class Kind:
     """Everything Trilithon knows about one kind of assumption; `{0}` in `text` is the table's name."""
 
     text: str
-    fact: Callable[[Term], Term]
+    fact: Callable[[Term, Term], Term]
     holds: Callable[[Tensor], Tensor]
     sample: Callable[[tuple[int, ...], torch.Generator], Tensor]
 
@@ -75,13 +75,30 @@ def _bounded(entry: Term) -> Term:
     return (entry >= -INT32) & (entry <= INT32)
 
 
-def _padded(keeps: Callable[[Term, Term], Term], name: str) -> Callable[[Term], Term]:
-    def fact(entry: Term) -> Term:
-        edge = _row(entry, name)
-        kept = keeps(entry.args[-1], edge)
-        return (edge >= 0) & ((kept & _is_set(entry)) | (~kept & _is_unset(entry)))
+def _flags(entry: Term) -> Term:
+    return _is_set(entry) | _is_unset(entry)
 
-    return fact
+
+def one_of_row(table: str, b: Term) -> Term:
+    """The index of some one in row b of a table that is assumed "nonempty"."""
+    return t.read(f"one:{table}", (b,), "int")
+
+
+def _nonempty(entry: Term, length: Term) -> Term:
+    one = _row(entry, "one")
+    return _flags(entry) & (one >= 0) & (one < length) & (~one.eq(entry.args[-1]) | _is_set(entry))
+
+
+def _left_padded(entry: Term, length: Term) -> Term:
+    pad = _row(entry, "pad")
+    kept: Term = entry.args[-1] >= pad
+    return (pad >= 0) & (pad < length) & ((kept & _is_set(entry)) | (~kept & _is_unset(entry)))
+
+
+def _right_padded(entry: Term, length: Term) -> Term:
+    end = _row(entry, "length")
+    kept: Term = entry.args[-1] < end
+    return (end >= 1) & (end <= length) & ((kept & _is_set(entry)) | (~kept & _is_unset(entry)))
 
 
 def _consecutive_sample(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -107,36 +124,64 @@ def _in_int32(table: Tensor) -> Tensor:
     return ((wide >= -INT32) & (wide <= INT32)).all()
 
 
-KINDS: dict[str, Kind] = {
-    "consecutive": Kind(
-        "each row of {0} is consecutive",
-        lambda e: _bounded(e) & e.eq(_row(e, "start") + e.args[-1]),
-        lambda x: (_steps(x) == 1).all() & _in_int32(x),
-        _consecutive_sample,
+def _zeros_and_ones(table: Tensor) -> Tensor:
+    return ((table == 0) | (table == 1)).all()
+
+
+def _some_ones(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    flags = torch.randint(0, 2, shape, generator=generator)
+    one = torch.randint(0, shape[-1], (*shape[:-1], 1), generator=generator)
+    return flags.scatter(-1, one, 1)
+
+
+KINDS: dict[str, Kind] = {  # of those about one table, weaker ones first
+    "flags": Kind(
+        "{0} holds zeros and ones",
+        lambda e, _: _flags(e),
+        _zeros_and_ones,
+        lambda shape, g: torch.randint(0, 2, shape, generator=g),
     ),
-    "bounded": Kind(
-        "{0} fits 32 bits",
-        _bounded,
-        _in_int32,
-        lambda shape, g: torch.randint(0, max(shape[-1], 2), shape, generator=g),
-    ),
-    "all_ones": Kind(
-        "{0} is all ones",
-        _is_set,
-        lambda x: (x == 1).all(),
-        lambda shape, g: torch.ones(shape, dtype=torch.int64),
-    ),
-    "left_padded": Kind(
-        "{0} is left padding",
-        _padded(lambda i, edge: i >= edge, "pad"),
-        lambda x: (_steps(x) >= 0).all() & ((x == 0) | (x == 1)).all() & (x[..., -1] == 1).all(),
-        _padded_sample(left=True),
+    "nonempty": Kind(
+        "each row of {0} is zeros and ones, with a one",
+        _nonempty,
+        lambda x: _zeros_and_ones(x) & (x == 1).any(-1).all(),
+        _some_ones,
     ),
     "right_padded": Kind(
         "{0} is right padding",
-        _padded(lambda i, edge: i < edge, "length"),
-        lambda x: (_steps(x) <= 0).all() & ((x == 0) | (x == 1)).all() & (x[..., 0] == 1).all(),
+        _right_padded,
+        lambda x: (_steps(x) <= 0).all() & _zeros_and_ones(x) & (x[..., 0] == 1).all(),
         _padded_sample(left=False),
+    ),
+    "left_padded": Kind(
+        "{0} is left padding",
+        _left_padded,
+        lambda x: (_steps(x) >= 0).all() & _zeros_and_ones(x) & (x[..., -1] == 1).all(),
+        _padded_sample(left=True),
+    ),
+    "all_ones": Kind(
+        "{0} is all ones",
+        lambda e, _: _is_set(e),
+        lambda x: (x == 1).all(),
+        lambda shape, g: torch.ones(shape, dtype=torch.int64),
+    ),
+    "bounded": Kind(
+        "{0} fits 32 bits",
+        lambda e, _: _bounded(e),
+        _in_int32,
+        lambda shape, g: torch.randint(0, max(shape[-1], 2), shape, generator=g),
+    ),
+    "nonnegative": Kind(
+        "{0} holds numbers from 0 to 2**31",
+        lambda e, _: (e >= 0) & (e <= INT32),
+        lambda x: ((x >= 0) & _in_int32(x)).all(),
+        lambda shape, g: torch.randint(0, max(shape[-1], 2), shape, generator=g),
+    ),
+    "consecutive": Kind(
+        "each row of {0} is consecutive",
+        lambda e, _: _bounded(e) & e.eq(_row(e, "start") + e.args[-1]),
+        lambda x: (_steps(x) == 1).all() & _in_int32(x),
+        _consecutive_sample,
     ),
 }
 
@@ -157,6 +202,14 @@ class Input:
     def all_ones(self) -> Assumption:
         return self._declare("all_ones")
 
+    def flags(self) -> Assumption:
+        """Every entry is 0 or 1."""
+        return self._declare("flags")
+
+    def nonempty(self) -> Assumption:
+        """Every entry is 0 or 1, and each row has a one."""
+        return self._declare("nonempty")
+
     def left_padded(self) -> Assumption:
         """Each row is zeros, then at least one one."""
         return self._declare("left_padded")
@@ -164,6 +217,10 @@ class Input:
     def right_padded(self) -> Assumption:
         """Each row is ones (at least one), then zeros."""
         return self._declare("right_padded")
+
+    def nonnegative(self) -> Assumption:
+        """Every entry is at least 0 and fits 32 bits."""
+        return self._declare("nonnegative")
 
     def bounded(self) -> Assumption:
         """Every entry fits 32 bits."""

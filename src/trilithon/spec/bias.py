@@ -4,15 +4,79 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trilithon.spec import term as t
+from trilithon.spec.masks import K, Q
+from trilithon.spec.term import Term
+from trilithon.spec.traverse import free_vars, substitute, tables
+
 
 @dataclass(frozen=True)
 class Bias:
-    """Base of all biases."""
+    """Base of all biases: `formula` is what is added to the score at `b h q k`, a float term."""
+
+    formula: Term
+
+
+@dataclass(frozen=True)
+class Alibi(Bias):
+    """`slope * position`, where `position` is that of the key, up to a number that is the same for a whole row.
+
+    A softmax does not change when a row is shifted, so `slope * k` and `slope * (k - q)` are the same bias.
+    """
+
+    slope: Term
+    position: Term
+
+    def __str__(self) -> str:
+        return "alibi" if self.position is K else f"alibi(positions {self.position})"
+
+
+@dataclass(frozen=True)
+class RelativeBias(Bias):
+    """A function of `k - q` and the head, e.g. a table of distance buckets."""
+
+    def __str__(self) -> str:
+        return f"relative({', '.join(sorted(tables(self.formula)))})"
 
 
 @dataclass(frozen=True)
 class Dense(Bias):
-    """Any tensor `[b h s t]`, known only at run time."""
+    """Any tensor, known only at run time."""
 
     def __str__(self) -> str:
-        return "dense"
+        return f"dense({', '.join(sorted(tables(self.formula)))})"
+
+
+def name_bias(formula: Term) -> Bias:
+    """The most telling name of a bias. It is read off the formula, so it holds at every index and size."""
+    distance = t.var("distance")
+    vector = _alibi(formula)
+    if vector is not None:
+        return vector
+    if not {"q", "b"} & free_vars(substitute(formula, {K: Q + distance})):
+        return RelativeBias(formula)
+    return Dense(formula)
+
+
+def _alibi(formula: Term) -> Alibi | None:
+    """A product of one integer that depends on the key and of factors that do not, or None."""
+    factors = _factors(formula)
+    moving = [f for f in factors if {"q", "k"} & free_vars(f)]
+    if len(moving) != 1 or moving[0].op != "to_float":
+        return None
+    coefficients, _ = t.linear(moving[0].args[1])
+    of_key = {x: c for x, c in coefficients.items() if "k" in free_vars(x)}
+    if any("q" in free_vars(x) for x in of_key) or not of_key or all(c < 0 for c in of_key.values()):
+        return None
+    slope = next((f for f in factors if f is not moving[0]), t.real(1.0))
+    return Alibi(formula, slope, t.from_linear(of_key, 0))
+
+
+def _factors(formula: Term) -> list[Term]:
+    if formula.op == "float_cast":
+        return _factors(formula.args[1])
+    if formula.op == "float_op" and formula.args[0] == "mul":
+        return [*_factors(formula.args[2]), *_factors(formula.args[3])]
+    if formula.op == "float_op" and formula.args[0] == "div" and formula.args[3].is_literal:
+        return _factors(formula.args[2])
+    return [formula]

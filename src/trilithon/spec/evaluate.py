@@ -87,6 +87,10 @@ class _Evaluator:
         a, b = (self.value(x).to(kind) for x in term.args[2:])
         return float_term.BINARY[term.args[0]](a, b).double()
 
+    def function(self, term: Term) -> Tensor:
+        kind = float_term.DTYPES[term.args[1]]
+        return float_term.FUNCTIONS[term.args[0]](*(self.value(x).to(kind) for x in term.args[2:])).double()
+
 
 _OPS: dict[str, Callable[[_Evaluator, Term], Tensor]] = {
     "int": lambda e, x: torch.tensor(x.args[0], device=e.device),
@@ -108,5 +112,7 @@ _OPS: dict[str, Callable[[_Evaluator, Term], Tensor]] = {
     "to_float": lambda e, x: e.value(x.args[1]).to(float_term.DTYPES[x.args[0]]).double(),
     "float_cast": lambda e, x: e.value(x.args[1]).to(float_term.DTYPES[x.args[0]]).double(),
     "float_op": _Evaluator.floats,
+    "float_fn": _Evaluator.function,
+    "to_int": lambda e, x: e.value(x.args[0]).trunc().long(),
     "float_compare": lambda e, x: float_term.COMPARE[x.args[0]](e.value(x.args[1]), e.value(x.args[2])),
 }

@@ -56,6 +56,35 @@ def fold(name: str, dtype: str, a: float, b: float) -> float:
     return float(BINARY[name](torch.tensor(a, dtype=kind), torch.tensor(b, dtype=kind)))
 
 
+FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "log": torch.log,
+    "log2": torch.log2,
+    "exp": torch.exp,
+    "exp2": torch.exp2,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "tanh": torch.tanh,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "sign": torch.sign,
+    "pow": torch.pow,
+}
+
+
+def function(name: str, dtype: str, *args: Term) -> Term:
+    """A function of `FUNCTIONS` computed in `dtype`. Never folded: devices differ in the last digit."""
+    return t.make("float_fn", (name, dtype, *args), "float")
+
+
+def to_int(a: Term) -> Term:
+    """A float without its fraction, as an integer."""
+    if a.op == "ite":
+        return t.ite(a.args[0], to_int(a.args[1]), to_int(a.args[2]))
+    if a.is_literal and math.isfinite(a.value) and abs(a.value) < 1 << 53:
+        return t.integer(int(a.value))
+    return t.make("to_int", (a,), "int")
+
+
 def to_float(a: Term, dtype: str) -> Term:
     """An integer or bool as a float of `dtype`."""
     if a.sort == "bool":

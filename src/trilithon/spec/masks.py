@@ -5,79 +5,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from trilithon.errors import InputError
 from trilithon.spec import term as t
-from trilithon.spec.evaluate import evaluate
+from trilithon.spec.mask import And, B, Formula, Full, H, K, Mask, Or, Q, S, T, conjunction, parts
 from trilithon.spec.term import Sort, Term
 from trilithon.spec.traverse import substitute, tables
 
+__all__ = [
+    "And",
+    "B",
+    "CacheLength",
+    "Causal",
+    "Chunked",
+    "Documents",
+    "Formula",
+    "Full",
+    "H",
+    "K",
+    "LocalWindow",
+    "Mask",
+    "Or",
+    "Padding",
+    "PrefixLM",
+    "Q",
+    "S",
+    "Shifted",
+    "SlidingWindow",
+    "T",
+    "conjunction",
+    "parse",
+    "parts",
+]
+
 Align = Literal["upper_left", "lower_right"]
-B, H, Q, K, S, T = (t.var(name) for name in "bhqkst")
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Base of all masks."""
-
-    def term(self) -> Term:
-        """May query `q` attend to key `k`, in batch row `b` and head `h`, with `s` queries and `t` keys?"""
-        raise NotImplementedError
-
-    def near_misses(self) -> tuple[Mask, ...]:
-        """Neighbours that a proof must tell apart from this mask (an edge moved by one, another alignment)."""
-        return ()
-
-    def __and__(self, other: Mask) -> Mask:
-        return conjunction((*parts(self), *parts(other)))
-
-    def at_sizes(self, s: Term, t: Term) -> Term:
-        """The term with the query and key lengths of one site put in."""
-        return substitute(self.term(), {S: s, T: t})
-
-    def materialize(self, b: int, h: int, s: int, t: int, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The mask as a bool tensor `[b, h, s, t]`, True = may attend.
-
-        Args:
-            b, h, s, t: batch rows, query heads, queries, keys.
-            inputs: the tables this mask reads, by name, e.g. `{"attention_mask": ...}`.
-
-        Raises:
-            InputError: a table is missing.
-        """
-        inputs = dict(inputs or {})
-        missing = tables(self.term()) - inputs.keys()
-        if missing:
-            raise InputError(
-                f"cannot materialize {self}",
-                why=f"it reads {', '.join(sorted(missing))}, which `inputs` does not hold",
-                todo=f"pass inputs={{{', '.join(f'{name!r}: tensor' for name in sorted(missing))}}}",
-            )
-        device = next((v.device for v in inputs.values()), torch.device("cpu"))
-        env: dict[str, Tensor | int] = {"s": s, "t": t}
-        for axis, (name, size) in enumerate(zip("bhqk", (b, h, s, t), strict=True)):
-            env[name] = torch.arange(size, device=device).view([-1 if i == axis else 1 for i in range(4)])
-        return evaluate(self.term(), env, inputs).expand(b, h, s, t)
-
-
-@dataclass(frozen=True)
-class Full(Mask):
-    """Every query sees every key."""
-
-    def term(self) -> Term:
-        return t.TRUE
-
-    def near_misses(self) -> tuple[Mask, ...]:
-        return (Causal(),)
-
-    def __str__(self) -> str:
-        return "full"
 
 
 @dataclass(frozen=True)
@@ -134,6 +97,93 @@ class SlidingWindow(Mask):
 
 
 @dataclass(frozen=True)
+class LocalWindow(Mask):
+    """Keys from `before` tokens before the query to `after` tokens after it, the query's own included."""
+
+    before: int
+    after: int
+
+    def term(self) -> Term:
+        return (K >= Q - self.before) & (K <= Q + self.after)
+
+    def near_misses(self) -> tuple[Mask, ...]:
+        wider = (LocalWindow(self.before + 1, self.after), LocalWindow(self.before, self.after + 1))
+        return (*wider, SlidingWindow(self.before + 1)) if self.after else wider
+
+    def __str__(self) -> str:
+        return f"local({self.before}, {self.after})"
+
+
+@dataclass(frozen=True)
+class Chunked(Mask):
+    """Only keys of the query's own chunk: tokens are cut into chunks of `chunk_keys` from token 0 on (Llama 4).
+
+    With a `position`, a term over `b`, `q` and inputs, tokens are cut by that instead of by their index.
+    """
+
+    chunk_keys: int
+    align: Align = "upper_left"
+    position: Term | None = None
+
+    def term(self) -> Term:
+        own, size = Q if self.align == "upper_left" else Q + T - S, t.integer(self.chunk_keys)
+        if self.position is None:
+            return t.floor_div(own, size).eq(t.floor_div(K, size))
+        return t.floor_div(self.position, size).eq(t.floor_div(substitute(self.position, {Q: K}), size))
+
+    def near_misses(self) -> tuple[Mask, ...]:
+        sizes = [n for n in (self.chunk_keys + 1, self.chunk_keys - 1) if n > 0]
+        return (*(Chunked(n, self.align, self.position) for n in sizes), Full())
+
+    def __str__(self) -> str:
+        if self.position is not None:
+            return f"chunked({self.chunk_keys}, {', '.join(sorted(tables(self.position)))})"
+        return f"chunked({self.chunk_keys})" if self.align == "upper_left" else f"chunked({self.chunk_keys}, lower_right)"
+
+
+@dataclass(frozen=True)
+class PrefixLM(Mask):
+    """Causal, and every query sees the first `length` keys: a term over `b`, sizes and inputs."""
+
+    length: Term
+
+    def term(self) -> Term:
+        return (K <= Q) | (K < self.length)
+
+    def near_misses(self) -> tuple[Mask, ...]:
+        return (Causal(), PrefixLM(self.length + 1), PrefixLM(self.length - 1))
+
+    def __str__(self) -> str:
+        return f"prefix_lm({self.length})"
+
+
+@dataclass(frozen=True)
+class CacheLength(Mask):
+    """Keys of a static cache up to the query's own `position`: a term over `b`, `q` and inputs such as the write position.
+
+    With `window_keys` only the last so many of them, the query's own included.
+    """
+
+    position: Term
+    window_keys: int | None = None
+
+    def term(self) -> Term:
+        visible = self.position >= K
+        return visible if self.window_keys is None else visible & (K > self.position - self.window_keys)
+
+    def near_misses(self) -> tuple[Mask, ...]:
+        late, early = (CacheLength(self.position + by, self.window_keys) for by in (1, -1))
+        wider = (
+            () if self.window_keys is None else (CacheLength(self.position, self.window_keys + 1), CacheLength(self.position))
+        )
+        return (late, early, *wider)
+
+    def __str__(self) -> str:
+        window = "" if self.window_keys is None else f", window {self.window_keys}"
+        return f"cache_length({', '.join(sorted(tables(self.position)))}{window})"
+
+
+@dataclass(frozen=True)
 class Padding(Mask):
     """Only keys whose entry in the input table `[b, t]` is not zero (or is True)."""
 
@@ -167,59 +217,8 @@ class Documents(Mask):
         return f"documents({', '.join(sorted(tables(self.segment)))})"
 
 
-@dataclass(frozen=True)
-class Formula(Mask):
-    """A mask without a name, given by its term."""
-
-    formula: Term
-
-    def term(self) -> Term:
-        return self.formula
-
-    def __str__(self) -> str:
-        return f"formula({self.formula})"
-
-
-@dataclass(frozen=True)
-class And(Mask):
-    """All of several masks."""
-
-    parts: tuple[Mask, ...]
-
-    def term(self) -> Term:
-        return t.conj(*(part.term() for part in self.parts))
-
-    def near_misses(self) -> tuple[Mask, ...]:
-        """One part replaced by its neighbour, or left out."""
-        changed = [
-            conjunction((*self.parts[:i], other, *self.parts[i + 1 :]))
-            for i, part in enumerate(self.parts)
-            for other in part.near_misses()
-        ]
-        dropped = [conjunction((*self.parts[:i], *self.parts[i + 1 :])) for i in range(len(self.parts))]
-        return (*changed, *dropped)
-
-    def __str__(self) -> str:
-        return " & ".join(map(str, self.parts))
-
-
-def parts(mask: Mask) -> tuple[Mask, ...]:
-    """The conjuncts of a mask; none for `Full`."""
-    if isinstance(mask, And):
-        return mask.parts
-    return () if isinstance(mask, Full) else (mask,)
-
-
-def conjunction(masks: tuple[Mask, ...]) -> Mask:
-    """The conjunction in canonical form: sorted by name, nested `And` and `Full` dissolved, repeats dropped."""
-    flat = tuple(dict.fromkeys(part for mask in masks for part in parts(mask)))
-    if len(flat) < 2:
-        return flat[0] if flat else Full()
-    return And(tuple(sorted(flat, key=str)))
-
-
 def parse(text: str) -> Mask:
-    """Read the canonical text of a mask that a kernel can be asked for (`documents` and `formula` cannot).
+    """Read the canonical text of a mask that a kernel can be asked for: one whose parts are numbers and a padding.
 
     Raises:
         InputError: the text names no such mask.
@@ -237,6 +236,12 @@ def _parse_part(text: str) -> Mask:
         return Causal(align)
     if name == "window" and arguments and arguments[0].isdecimal() and int(arguments[0]) > 0:
         return SlidingWindow(int(arguments[0]), align)
+    if name == "chunked" and len(arguments) == 1 + (align == "lower_right") and arguments[0].isdecimal() and int(arguments[0]) > 0:
+        return Chunked(int(arguments[0]), align)
+    if name == "local" and len(arguments) == 2 and all(a.isdecimal() for a in arguments):
+        return LocalWindow(int(arguments[0]), int(arguments[1]))
     if name == "padding" and any(arguments):
         return Padding(arguments[0])
-    raise InputError(f"{text!r} names no mask", todo="use full, causal, window(n) or padding(table), joined by &")
+    raise InputError(
+        f"{text!r} names no mask", todo="use full, causal, window(n), chunked(n), local(n, n) or padding(table), joined by &"
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from trilithon.spec.term import Term
 
 _SIGNS = {"eq": "==", "le": "<=", "lt": "<"}
 _LOOSE, _AND, _NOT, _COMPARE, _SUM, _PRODUCT, _ATOM = range(7)
+_INFIX = {"add": ("+", _SUM), "sub": ("-", _SUM), "mul": ("*", _PRODUCT), "div": ("/", _PRODUCT)}
 
 
 def show(term: Term) -> str:
@@ -51,8 +53,18 @@ def _show(term: Term) -> tuple[str, int]:
         return f"sum({show(args[0])} for #0 <= {show(args[1])})", _ATOM
     if op == "float_compare":
         return f"{_wrap(args[1], _SUM)} {_SIGNS[args[0]]} {_wrap(args[2], _SUM)}", _COMPARE
-    inner = ", ".join(show(a) if isinstance(a, Term) else str(a) for a in args)
-    return f"{op}({inner})", _ATOM
+    return _show_float(op, args)
+
+
+def _show_float(op: str, args: tuple[Any, ...]) -> tuple[str, int]:
+    """Casts as `float32(x)`, the four operations as infix, anything else as a call."""
+    if op == "float_op" and args[0] in _INFIX:
+        sign, own = _INFIX[args[0]]
+        return f"{_wrap(args[2], own)} {sign} {_wrap(args[3], own + 1)}", own
+    if op in ("to_float", "float_cast"):
+        return f"{args[0]}({show(args[1])})", _ATOM
+    name, shown = (args[0], args[2:]) if op in ("float_op", "float_fn") else (op, args)
+    return f"{name}({', '.join(show(a) if isinstance(a, Term) else str(a) for a in shown)})", _ATOM
 
 
 def _sum(coefficients: dict[Term, int], constant: int) -> str:

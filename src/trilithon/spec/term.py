@@ -137,9 +137,6 @@ def as_int(value: Index) -> Term:
     return integer(value)
 
 
-# ---------------------------------------------------------------- integers
-
-
 def linear(term: Term) -> tuple[dict[Term, int], int]:
     """The coefficients and the constant of an integer sum."""
     if term.op == "int":
@@ -168,6 +165,11 @@ def add(*terms: Term) -> Term:
         constant += c
         for t, factor in parts.items():
             coefficients[t] = coefficients.get(t, 0) + factor
+    for rest in [t for t in coefficients if t.op == "mod" and t.args[1].op == "int"]:
+        whole, factor = make("floor_div", rest.args, "int"), coefficients[rest]
+        if coefficients.get(whole) == factor * rest.args[1].value:  # x % n + n * (x // n) is x
+            del coefficients[whole], coefficients[rest]
+            coefficients[rest.args[0]] = coefficients.get(rest.args[0], 0) + factor
     return from_linear(coefficients, constant)
 
 
@@ -218,9 +220,6 @@ def prefix_sum(body: Term, upper: Term) -> Term:
 def counter(depth: int) -> Term:
     """The bound variable of a prefix sum whose body holds `depth` nested sums."""
     return var(f"#{depth}")
-
-
-# ---------------------------------------------------------------- comparisons and booleans
 
 
 def le(a: Term, b: Term) -> Term:

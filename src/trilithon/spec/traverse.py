@@ -77,5 +77,7 @@ _REBUILD: dict[str, Callable[[Term, list[Term]], Term]] = {
     "to_float": lambda x, k: float_term.to_float(k[0], x.args[0]),
     "float_cast": lambda x, k: float_term.cast(k[0], x.args[0]),
     "float_op": lambda x, k: float_term.apply(x.args[0], x.args[1], *k),
+    "float_fn": lambda x, k: float_term.function(x.args[0], x.args[1], *k),
+    "to_int": lambda x, k: float_term.to_int(k[0]),
     "float_compare": lambda x, k: float_term.compare(x.args[0], *k),
 }

@@ -21,11 +21,18 @@ HALVES = (torch.float16, torch.bfloat16)
 def convert(call: Call, value: Term, source: torch.dtype, dtype: torch.dtype) -> Term:
     """`value`, an element of a `source` tensor, as an element of a `dtype` tensor."""
     converted = cast(value, dtype)
-    if converted is None:
-        raise call.refuse(f"{value} cannot be turned into {dtype} exactly")
+    if dtype in INTEGERS and value.sort == "float":
+        return truncated(call, value, converted, dtype)
     if dtype in INTEGERS and not _holds(dtype, source):
         return replace(call, dtype=dtype).in_range(converted)
     return converted
+
+
+def truncated(call: Call, value: Term, converted: Term, dtype: torch.dtype) -> Term:
+    """A float as an integer. Only int64 takes one that is not known: what a cast out of range gives, no one defines."""
+    if converted.is_literal or dtype == torch.int64:
+        return replace(call, dtype=dtype).in_range(converted) if converted.is_literal else converted
+    raise call.refuse(f"{value} may not fit {dtype}")
 
 
 def _holds(dtype: torch.dtype, source: torch.dtype) -> bool:

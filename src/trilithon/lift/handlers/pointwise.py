@@ -56,6 +56,13 @@ def _integer(call: Call, alpha: Scalar) -> Term | int:
     return alpha
 
 
+def _leaves(value: Term) -> list[Term]:
+    """What a value can be, under whatever conditions."""
+    if value.op == "ite":
+        return [*_leaves(value.args[1]), *_leaves(value.args[2])]
+    return [value]
+
+
 def _half(call: Call, name: str, x: Operand, other: Operand, index: Idx) -> Term:
     """16-bit arithmetic: torch multiplies by a Python scalar in float32, with all digits of the scalar."""
     dtype = dtype_name(call.dtype)
@@ -63,6 +70,9 @@ def _half(call: Call, name: str, x: Operand, other: Operand, index: Idx) -> Term
     if not lossy:
         return float_term.apply(name, dtype, *(element(call, o, index, call.dtype) for o in (x, other)))
     if name in ("add", "sub") or any(isinstance(o, (SymTensor, Term)) for o in lossy):
+        value = float_term.apply(name, dtype, *(element(call, o, index, call.dtype) for o in (x, other)))
+        if not any(leaf.is_literal for leaf in _leaves(value)):
+            return value  # a bias: it is named, never computed
         raise call.refuse(f"{name} of a number that {call.dtype} cannot hold rounds differently on each device")
     wide = [element(call, o, index, torch.float32) for o in (x, other)]
     return float_term.cast(float_term.apply(name, "float32", *wide), dtype)

@@ -1,0 +1,71 @@
+"""Odd programs get a verdict or a refusal, never an exception of another kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn.functional import scaled_dot_product_attention
+
+import trilithon
+from batch import Batch
+from trilithon.capture.export import capture
+from trilithon.prove.program import examine_program
+from trilithon.prove.prove import claim, examine
+from trilithon.prove.verdict import Verdict
+from trilithon.spec.masks import Padding
+
+S = Dim("s", min=1, max=64)
+SHAPES = {name: {2: S} for name in "qkv"}
+
+
+def qkv(tokens: int = 6) -> dict[str, Tensor]:
+    return {name: torch.randn(2, 2, tokens, 4) for name in "qkv"}
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="a sum inside a sum that is closed leaves the outer counter unbound")
+def test_a_sum_of_sums_is_examined() -> None:
+    def make(q: Tensor, k: Tensor, x: dict[str, Tensor]) -> Tensor:
+        length = torch.ones_like(k).sum(-1, keepdim=True)
+        count = ((k >= 0) & (k < length)).long().cumsum(-1)
+        return count <= count.t()
+
+    batch = Batch((make,))
+    assert examine(batch.meaning(0), batch.ranges).proof.verdict is not Verdict.VACUOUS
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="tables have the shapes of those that the mask itself reads")
+def test_a_claim_may_read_a_table_that_the_mask_does_not() -> None:
+    batch = Batch((lambda q, k, x: k <= q,))
+    assert claim(batch.meaning(0), Padding("attention_mask"), batch.ranges).verdict is not Verdict.PROVED
+
+
+class FiveAxes(nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i = torch.arange(q.shape[2])
+        return scaled_dot_product_attention(q, k, v, attn_mask=(i <= i[:, None])[None, None, None])
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="an index of four is read off a mask of five axes")
+def test_a_mask_of_five_axes_is_refused() -> None:
+    (found,) = examine_program(capture(FiveAxes().eval(), qkv(), SHAPES).program)
+    assert found.refusal is not None
+
+
+class KeepsByParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = nn.Parameter(torch.ones(2, 64, dtype=torch.int64), requires_grad=False)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i = torch.arange(q.shape[2])
+        kept = self.kept[:, : q.shape[2]][:, None, :, None] != 0
+        return scaled_dot_product_attention(q, k, v, attn_mask=(i <= i[:, None]) & kept)
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="a guard is put on a parameter, which is no input of a call")
+def test_a_parameter_that_masks_queries_has_no_guard() -> None:
+    model, inputs = KeepsByParameter().eval(), qkv()
+    compiled = trilithon.compile(model, inputs, dynamic_shapes=SHAPES)
+    torch.testing.assert_close(compiled(**inputs), model(**inputs))
