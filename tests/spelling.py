@@ -66,7 +66,14 @@ COUNTS = (
     "torch.arange(s).clamp(min=0)",
     "torch.arange(s).maximum(torch.zeros_like(torch.arange(s)))",
 )
-TO_QUERIES = ("{0}[:, None]", "{0}.view(-1, 1)", "{0}.unsqueeze(-1)", "{0}.reshape(s, 1)", "{0}[None].t()", "{0}.expand(s, s).t()")
+TO_QUERIES = (
+    "{0}[:, None]",
+    "{0}.view(-1, 1)",
+    "{0}.unsqueeze(-1)",
+    "{0}.reshape(s, 1)",
+    "{0}[None].t()",
+    "{0}.expand(s, s).t()",
+)
 TO_KEYS = ("{0}[None]", "{0}.view(1, -1)", "{0}.unsqueeze(0)", "{0}.expand(s, s)", "{0}[None, None].squeeze(0)")
 ROWS_TO_QUERIES = (
     "{0}[:, None, :, None]",
@@ -86,7 +93,9 @@ ROWS_TO_KEYS = (
     "{0}.gather(-1, torch.arange(s).expand(b, s))[:, None, None]",
 )
 INTEGERS = st.sampled_from([name for name, dtype in TABLES.items() if dtype == torch.int64])
-FLAGS = spelled(("visible", "(attention_mask != 0)", "attention_mask.bool()", "attention_mask.to(torch.bool)", "(attention_mask > 0)"))
+FLAGS = spelled(
+    ("visible", "(attention_mask != 0)", "attention_mask.bool()", "attention_mask.to(torch.bool)", "(attention_mask > 0)")
+)
 
 queries = st.one_of(spelled(TO_QUERIES, st.sampled_from(COUNTS)), spelled(ROWS_TO_QUERIES, INTEGERS))
 keys = st.one_of(spelled(TO_KEYS, st.sampled_from(COUNTS)), spelled(ROWS_TO_KEYS, INTEGERS))
@@ -99,7 +108,12 @@ SCALED = (
     "torch.sub(torch.zeros_like({0}), {0}, alpha=-{1})",
 )
 MOVED = ("({0} + {1})", "({1} + {0})", "({0} - -{1})", "torch.add({0}, {1})", "-(-{0} - {1})", "({1} - -{0})")
-DIVIDED = ("({0} // {1})", "torch.div({0}, {1}, rounding_mode='floor')", "(({0} - {0} % {1}) // {1})", "torch.floor_divide({0}, {1})")
+DIVIDED = (
+    "({0} // {1})",
+    "torch.div({0}, {1}, rounding_mode='floor')",
+    "(({0} - {0} % {1}) // {1})",
+    "torch.floor_divide({0}, {1})",
+)
 REST = ("({0} % {1})", "torch.remainder({0}, {1})", "({0} - {1} * ({0} // {1}))")
 
 

@@ -236,7 +236,12 @@ def _parse_part(text: str) -> Mask:
         return Causal(align)
     if name == "window" and arguments and arguments[0].isdecimal() and int(arguments[0]) > 0:
         return SlidingWindow(int(arguments[0]), align)
-    if name == "chunked" and len(arguments) == 1 + (align == "lower_right") and arguments[0].isdecimal() and int(arguments[0]) > 0:
+    if (
+        name == "chunked"
+        and len(arguments) == 1 + (align == "lower_right")
+        and arguments[0].isdecimal()
+        and int(arguments[0]) > 0
+    ):
         return Chunked(int(arguments[0]), align)
     if name == "local" and len(arguments) == 2 and all(a.isdecimal() for a in arguments):
         return LocalWindow(int(arguments[0]), int(arguments[1]))
