@@ -8,7 +8,7 @@ demo: .venv/.ready
 	$(BIN)/trilithon demo
 
 test: lint types
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu" -n auto --dist worksteal
 
 check: lint types size
 

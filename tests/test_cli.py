@@ -185,6 +185,13 @@ def test_an_error_is_its_text_and_exit_code_1(run, words, expected):
     assert all(line.startswith("  ") for line in rest)
 
 
+def test_proofs_are_kept_unless_told_otherwise(run, config_folder, proof_folder):
+    assert run("explain", config_folder, "--no-cache").code == 0
+    assert not proof_folder.exists()
+    assert run("explain", config_folder).code == 0
+    assert len(list(proof_folder.iterdir())) == 1
+
+
 def test_generate_text(run, folder, compile_once):
     ran = run("generate", folder, "--prompt", "Hello", "--max-new-tokens", "12", "--device", "cpu")
     assert ran.code == 0, ran.err

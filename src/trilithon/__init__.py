@@ -27,10 +27,26 @@ if typing.TYPE_CHECKING:
         TrilithonError,
         VerificationFailed,
     )
+    from trilithon.lower.native.flex import mask_mod
     from trilithon.options import Options
     from trilithon.prove.verdict import Proof, Verdict
     from trilithon.spec.assumption import Assumption, Input, attention_mask, position_ids
-    from trilithon.spec.masks import And, Causal, Documents, Formula, Full, Mask, Padding, SlidingWindow
+    from trilithon.spec.bias import Alibi, Bias, Dense, RelativeBias
+    from trilithon.spec.masks import (
+        And,
+        CacheLength,
+        Causal,
+        Chunked,
+        Documents,
+        Formula,
+        Full,
+        LocalWindow,
+        Mask,
+        Or,
+        Padding,
+        PrefixLM,
+        SlidingWindow,
+    )
 
 _HOMES = {
     "capture.hf": "load_model load_tokenizer",
@@ -38,34 +54,45 @@ _HOMES = {
     "compiler": "compile explain lower",
     "errors": "CannotCache CannotLift CannotLower CapacityExceeded CaptureError GuardFailed InputError PassBroke ShapeError"
     " TrilithonError VerificationFailed",
+    "lower.native.flex": "mask_mod",
     "options": "Options",
     "prove.verdict": "Proof Verdict",
     "spec.assumption": "Assumption Input attention_mask position_ids",
-    "spec.masks": "And Causal Documents Formula Full Mask Padding SlidingWindow",
+    "spec.bias": "Alibi Bias Dense RelativeBias",
+    "spec.masks": "And CacheLength Causal Chunked Documents Formula Full LocalWindow Mask Or Padding PrefixLM SlidingWindow",
 }
 _HOME = {name: f"trilithon.{module}" for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "Alibi",
     "And",
     "Assumption",
+    "Bias",
+    "CacheLength",
     "CannotCache",
     "CannotLift",
     "CannotLower",
     "CapacityExceeded",
     "CaptureError",
     "Causal",
+    "Chunked",
     "Compiled",
+    "Dense",
     "Documents",
     "Formula",
     "Full",
     "GuardFailed",
     "Input",
     "InputError",
+    "LocalWindow",
     "Mask",
     "Options",
+    "Or",
     "Padding",
     "PassBroke",
+    "PrefixLM",
     "Proof",
+    "RelativeBias",
     "ShapeError",
     "SlidingWindow",
     "TrilithonError",
@@ -77,6 +104,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "lower",
+    "mask_mod",
     "position_ids",
 ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.functional import scaled_dot_product_attention
@@ -157,6 +158,42 @@ def test_another_factor_on_the_scores_is_found() -> None:
     graph = MaskGraph.of(found.site, found.meaning.tables)
     other = replace(found.meaning, scale=0.51)
     result = validate(graph, found.site, other, found.proof, size_ranges(program))
+    assert "which neither keeps nor blocks" in result.difference
+
+
+SIZES = {"vocab_size": 64, "hidden_size": 32}
+NAMES = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+BEYOND: dict[str, tuple[Callable[[], Any], str]] = {  # models whose scores are more than masked, and what is more
+    "bloom": (lambda: transformers.BloomConfig(**SIZES, **NAMES, n_layer=1, n_head=4), "bias"),
+    "gemma2": (
+        lambda: transformers.Gemma2Config(
+            **SIZES,
+            **NAMES,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            attn_logit_softcapping=0.5,
+        ),
+        "softcap",
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_is_added_to_kept_cells_is_compared(name: str, dtype: torch.dtype) -> None:
+    config, field = BEYOND[name]
+    model = hf.from_config(config(), attention="eager", dtype=dtype)
+    program = capture(model, *hf.example_for(model, ("input_ids",))).program
+    (found,) = examine_program(program)
+    assert validation_of(found).cells > 0
+    assert found.meaning is not None and found.proof is not None
+    assert getattr(found.meaning, field) is not None
+    without = replace(found.meaning, **{field: None})
+    graph = MaskGraph.of(found.site, found.meaning.tables)
+    result = validate(graph, found.site, without, found.proof, size_ranges(program))
     assert "which neither keeps nor blocks" in result.difference
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +106,7 @@ def _lift(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Me
         obligations=tuple(o for o in lifter.obligations.values() if _concerns(keep, o)),
         tables=lifter.table_shapes,
         constants=lifter.data,
-        bias=_named_bias(site, leaves),
+        bias=_named_bias(site, leaves, lifter.targets),
         softcap=leaves.softcap,
         sinks=site.sinks is not None,
         flat=site.flat_heads is not None,
@@ -126,11 +127,17 @@ def _own_score(lifter: Lifter, site: Site) -> tuple[Term, ...]:
     return tuple(t.ZERO if size is t.ONE else i for size, i in zip(shape, cell, strict=True))
 
 
-def _named_bias(site: Site, leaves: Leaves) -> Bias | None:
+def _named_bias(site: Site, leaves: Leaves, own: Mapping[str, str]) -> Bias | None:
+    """The bias; refused where it is nothing but an input of the model, since that may block cells too.
+
+    Args:
+        own: names of the program's own tensors.
+    """
     if leaves.bias is None:
         return None
     bias = name_bias(leaves.bias)
-    if isinstance(bias, Dense) and not leaves.drops and not any(name.startswith(UNKNOWN) for name in tables(bias.formula)):
+    inputs = [name for name in tables(bias.formula) if name not in own and not name.startswith(UNKNOWN)]
+    if isinstance(bias, Dense) and not leaves.drops and inputs:
         raise refuse(site, f"it adds {leaves.bias}, a value that depends on data: a bias, not a mask")
     return bias
 

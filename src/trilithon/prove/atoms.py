@@ -17,15 +17,24 @@ from trilithon.spec.masks import (
     Padding,
     PrefixLM,
     Q,
+    S,
     SlidingWindow,
+    T,
 )
 from trilithon.spec.term import Term
 from trilithon.spec.traverse import free_vars, substitute, tables, walk
 
 
+def in_own_sizes(keep: Term, meaning: Meaning) -> Term:
+    """`keep` with the site's lengths as `s` and `t`, as masks have them."""
+    s, total = meaning.dims[2], meaning.dims[3]
+    return substitute(keep, {size: own for size, own in ((total, T), (s, S)) if size.op == "var"})
+
+
 def propose_atoms(keep: Term, meaning: Meaning) -> list[Mask]:
     """Named masks worth trying, simplest first."""
     s, total = meaning.dims[2], meaning.dims[3]
+    keep = in_own_sizes(keep, meaning)
     aligns: list[Align] = ["upper_left"] if s is total else ["upper_left", "lower_right"]
     widths = _widths(keep)
     atoms: list[Mask] = [Causal(a) for a in aligns]

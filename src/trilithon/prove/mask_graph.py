@@ -77,6 +77,12 @@ class MaskGraph:
         for node in self.inputs:
             yield from shape_of(node)
 
+    @property
+    def rounding(self) -> float:
+        """The relative error of one operation in the coarsest dtype of the graph."""
+        dtypes = {held.dtype for node in self.nodes if isinstance(held := node.meta.get("val"), Tensor)}
+        return max((torch.finfo(d).eps for d in dtypes if d.is_floating_point), default=0.0)
+
     def signature(self) -> str:
         """Equal texts compute the same function of inputs of the same names."""
         numbers = {node: i for i, node in enumerate(self.nodes)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from trilithon.lift.meaning import Meaning
 from trilithon.lift.registry import Obligation
 from trilithon.passes import where_of
+from trilithon.prove.atoms import in_own_sizes
 from trilithon.prove.recognise import Proposer
 from trilithon.prove.scans import close_scans, scan_lemmas
 from trilithon.prove.solve import UNBOUNDED, Prover
@@ -121,7 +122,7 @@ def _recognise(meaning: Meaning, ranges: Ranges, assume: tuple[Assumption, ...],
     nearest = attempt.prove(proposer.nearest())
     if attempt.keep.op == "read":  # an input that is the mask: its formula would say nothing
         return nearest, None
-    formula = attempt.prove(Formula(attempt.keep))
+    formula = attempt.prove(Formula(in_own_sizes(attempt.keep, meaning)))
     return (formula, nearest) if formula.verdict is Verdict.PROVED else (nearest, None)
 
 

@@ -31,6 +31,7 @@ from trilithon.spec.traverse import free_vars, walk
 ROUNDS = 3  # sizes at which a mask is compared
 EDGE = 2  # the round that looks at the largest distance that the mask speaks of, if it is short enough
 MOST_TRIES = 9  # sizes may contradict each other, or inputs index out of range
+MOST_ROUNDINGS = 8  # between the scores and the softmax
 SHORTEST, LONGEST, MOST_ROWS = 2, 12, 3
 MOST_CELLS, MOST_EDGE_CELLS = 1 << 22, 1_200_000
 
@@ -211,9 +212,10 @@ class _Cells:
             kept, odd = value, torch.zeros_like(value)
         else:
             expected, largest = self.expected()
-            rounding = 8 * torch.finfo(value.dtype).eps
+            rounding = MOST_ROUNDINGS * self.check.graph.rounding
             kept = (value.double() - expected).abs() <= rounding * largest
-            odd = ~(kept | (value <= torch.finfo(value.dtype).min / 2))
+            weakest = max((float(d) for d in self.check.meaning.drops if d != "False"), default=-math.inf)
+            odd = ~(kept | (value <= weakest / 2))  # scores are added to it
         if self.check.site.is_causal:
             kept = kept & torch.ones(self.dims[2:], dtype=torch.bool).tril()
         return kept, odd

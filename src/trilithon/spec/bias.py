@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trilithon.spec import float_term
 from trilithon.spec import term as t
 from trilithon.spec.masks import K, Q
 from trilithon.spec.term import Term
-from trilithon.spec.traverse import free_vars, substitute, tables
+from trilithon.spec.traverse import free_vars, substitute, tables, walk
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Dense(Bias):
 def name_bias(formula: Term) -> Bias:
     """The most telling name of a bias. It is read off the formula, so it holds at every index and size."""
     distance = t.var("distance")
+    formula = _without_counts(formula)
     vector = _alibi(formula)
     if vector is not None:
         return vector
@@ -58,8 +60,19 @@ def name_bias(formula: Term) -> Bias:
     return Dense(formula)
 
 
+def _without_counts(formula: Term) -> Term:
+    """A running sum of ones up to token i is i + 1."""
+    counts = [x for x in walk([formula]) if x.op == "prefix_sum" and x.args[0].op == "int" and x.args[1] in (Q, K)]
+    return substitute(formula, {x: t.scale(x.args[1] + 1, x.args[0].value) for x in counts}) if counts else formula
+
+
 def _alibi(formula: Term) -> Alibi | None:
-    """A product of one integer that depends on the key and of factors that do not, or None."""
+    """A product of one integer that depends on the key and of factors that do not, or a sum of such, or None."""
+    if formula.op == "float_op" and formula.args[0] == "add":
+        a, b = _alibi(formula.args[2]), _alibi(formula.args[3])
+        if a is None or b is None or a.position is not b.position:
+            return None
+        return Alibi(formula, float_term.apply("add", formula.args[1], a.slope, b.slope), a.position)
     factors = _factors(formula)
     moving = [f for f in factors if {"q", "k"} & free_vars(f)]
     if len(moving) != 1 or moving[0].op != "to_float":

@@ -49,19 +49,25 @@ class Mask:
         Raises:
             InputError: a table is missing.
         """
-        inputs = dict(inputs or {})
-        missing = tables(self.term()) - inputs.keys()
-        if missing:
-            raise InputError(
-                f"cannot materialize {self}",
-                why=f"it reads {', '.join(sorted(missing))}, which `inputs` does not hold",
-                todo=f"pass inputs={{{', '.join(f'{name!r}: tensor' for name in sorted(missing))}}}",
-            )
+        inputs = check_inputs(self, inputs)
         device = next((v.device for v in inputs.values()), torch.device("cpu"))
         env: dict[str, Tensor | int] = {"s": s, "t": t}
         for axis, (name, size) in enumerate(zip("bhqk", (b, h, s, t), strict=True)):
             env[name] = torch.arange(size, device=device).view([-1 if i == axis else 1 for i in range(4)])
         return evaluate(self.term(), env, inputs).expand(b, h, s, t)
+
+
+def check_inputs(mask: Mask, inputs: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    """`inputs`, if it holds every table that `mask` reads; raises InputError otherwise."""
+    given = dict(inputs or {})
+    missing = tables(mask.term()) - given.keys()
+    if missing:
+        raise InputError(
+            f"cannot materialize {mask}",
+            why=f"it reads {', '.join(sorted(missing))}, which `inputs` does not hold",
+            todo=f"pass inputs={{{', '.join(f'{name!r}: tensor' for name in sorted(missing))}}}",
+        )
+    return given
 
 
 @dataclass(frozen=True)

@@ -36,20 +36,22 @@ class MaskEmitter:
     Args:
         graph: where to emit.
         env: variable -> node or int; index nodes broadcast to `[b h s t]`.
+        tables: name -> node of the tensor that the terms may read.
     """
 
     graph: Graph
     env: dict[str, Any]
+    tables: dict[str, Node] = field(default_factory=dict)
     _done: dict[Term, Any] = field(default_factory=dict)
 
     def emit(self, term: Term) -> Any:
         """The node (or plain number) with the term's value.
 
         Raises:
-            CannotLower: the term reads a table or does float arithmetic.
+            CannotLower: the term sums up, does float arithmetic, or reads a table that is not given.
         """
         if term not in self._done:
-            if term.op not in _EMIT:
+            if term.op not in _EMIT or (term.op == "read" and term.args[0] not in self.tables):
                 raise CannotLower(f"cannot emit {term}", why=f"{term.op} has no kernel", todo="the mask stays as it is")
             self._done[term] = _EMIT[term.op](self, term)
         return self._done[term]
@@ -63,12 +65,30 @@ class MaskEmitter:
         scaled = [self.call(operator.mul, self.emit(x), c) if c != 1 else self.emit(x) for x, c in term.args[0]]
         return reduce(lambda a, b: self.call(operator.add, a, b), [*scaled, term.args[1]])
 
+    def read(self, term: Term) -> Any:
+        indices = tuple(self.emit(i) for i in term.args[1:])
+        return self.call(look_up, self.tables[term.args[0]], *indices)
+
+
+def look_up(table: Tensor, *indices: Tensor | int) -> Tensor:
+    """The element at `indices`; one outside the table gives some element, which a mask must not depend on."""
+    inside = [
+        i.clamp(0, size - 1) if isinstance(i, Tensor) else min(max(i, 0), size - 1)
+        for i, size in zip(indices, table.shape, strict=True)
+    ]
+    return table[tuple(inside)]
+
 
 _EMIT: dict[str, Callable[[MaskEmitter, Term], Any]] = {
     "int": lambda e, x: x.args[0],
     "bool": lambda e, x: x.args[0],
     "var": lambda e, x: e.env[x.args[0]],
     "sum": MaskEmitter.sum,
+    "read": MaskEmitter.read,
+    "mul": lambda e, x: e.call(operator.mul, e.emit(x.args[0]), e.emit(x.args[1])),
+    "floor_div": lambda e, x: e.call(operator.floordiv, e.emit(x.args[0]), e.emit(x.args[1])),
+    "mod": lambda e, x: e.call(operator.mod, e.emit(x.args[0]), e.emit(x.args[1])),
+    "ite": lambda e, x: e.call(torch.where, *map(e.emit, x.args)),
     "le0": lambda e, x: e.call(operator.le, e.emit(x.args[0]), 0),
     "eq0": lambda e, x: e.call(operator.eq, e.emit(x.args[0]), 0),
     "and": lambda e, x: reduce(lambda a, b: e.call(operator.and_, a, b), map(e.emit, x.args)),
