@@ -26,8 +26,10 @@ def _mask(family: Family, mode: str, site: str, index: int) -> str:
         own = family.masks[index % len(family.masks)]
         if mode in CACHED:
             return "cache_length(start)" if own == "causal" else own
-        if padded or mode == "ids+positions":  # chunks are counted from the first token that is no padding
-            own = own.replace("chunked(6)", f"chunked(6, {'attention_mask' if padded else 'position_ids'})")
+        if padded:  # chunks are counted from the first token that is no padding
+            own = own.replace("chunked(6)", "chunked(6, attention_mask)")
+        elif mode == "ids+positions":  # and by position: transformers 5.23 by position_ids, 5.17 by index
+            own = own.replace("chunked(6)", "chunked(6")
         return _joined(own, "padding(attention_mask)" if padded else "")
     if family.kind == "encoder":
         return _joined(family.masks[index % len(family.masks)], "padding(attention_mask)" if padded else "")

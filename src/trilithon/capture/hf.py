@@ -210,12 +210,17 @@ def example_for(model: nn.Module, inputs: tuple[str, ...], max_batch: int = 1 <<
         max_batch: upper bound of the batch axis.
 
     Raises:
-        InputError: a name is none of them.
+        InputError: a name is none of them, or the model does not take it.
     """
+    takes = inspect.signature(model.forward).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values()):
+        for name in inputs:
+            if name not in takes:
+                raise InputError(f"{type(model).__name__} takes no {name}", todo=f"it takes {', '.join(takes)}")
     parameter = next(model.parameters())
     longest = min(getattr(model.config, name, None) or 1 << 20 for name in ("max_position_embeddings", "max_target_positions"))
     example, shapes = make_example(model.config, inputs, longest, max_batch, parameter.dtype, parameter.device)
-    if "use_cache" in inspect.signature(model.forward).parameters:
+    if "use_cache" in takes:
         example["use_cache"], shapes["use_cache"] = False, None
     return example, shapes
 
