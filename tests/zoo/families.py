@@ -220,13 +220,19 @@ FAMILIES: dict[str, Family] = {
     "gpt-neox": Family("GPTNeoX", base=ENCODER),
     "opt": Family("OPT", base=ENCODER | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
     "bloom": Family(
-        "Bloom", base={"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}, bias="alibi", eager_only=True
+        "Bloom",
+        base={"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+        bias="alibi",
+        eager_only=True,
+        skip=dict.fromkeys(("ids+positions", "ids+both"), "it takes no position_ids"),
     ),
     "mpt": Family(
         "Mpt",
         base={"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
         bias="alibi",
         eager_only=True,
+        skip=dict.fromkeys(("ids+positions", "ids+both"), "it takes no position_ids")
+        | dict.fromkeys(("static-prefill", "static-step"), "it reads the length of the cache as a number"),
     ),
     "falcon": Family("Falcon", base=ENCODER | {"multi_query": True, "new_decoder_architecture": False, "alibi": False}),
     "falcon-alibi": Family(

@@ -115,7 +115,10 @@ def _lift(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Me
 
 def _cell(site: Site, rank: int) -> tuple[Term, ...]:
     """The index of cell `b h q k` in a tensor of scores or masks."""
-    return (B, H, Q, K) if site.flat_heads is None or rank == 4 else (B * site.flat_heads + H, Q, K)
+    if site.flat_heads is None or rank == 4:
+        return B, H, Q, K
+    row = t.ZERO if site.dims[0] == 1 else B
+    return row * site.flat_heads + (t.ZERO if site.flat_heads == 1 else H), Q, K
 
 
 def _own_score(lifter: Lifter, site: Site) -> tuple[Term, ...]:
