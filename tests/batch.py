@@ -169,10 +169,10 @@ class Batch:
             env[name] = torch.arange(size).view([-1 if i == axis else 1 for i in range(4)])
         return evaluate(term, env, {**meaning.constants, **run.tables}).expand(sizes)
 
-    def assert_holds(self, n: int, proof: Proof) -> None:
+    def assert_holds(self, n: int, proof: Proof, runs: Sequence[Run] | None = None) -> None:
         """What was proved of mask `n` is so in every run that meets the assumptions."""
         meaning = self.meaning(n)
-        for run in (r for r in self.runs if r.meets(proof)):
+        for run in (r for r in runs or self.runs if r.meets(proof)):
             says, where = kept(run.masks[n]), f"b={run.b} s={run.s} t={run.t}"
             assert says is not None, f"{proof.mask} was proved of a mask with other values than kept and blocked"
             claimed = self.lifted(n, run, proof.mask.at_sizes(*meaning.dims[2:]))

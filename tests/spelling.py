@@ -48,7 +48,8 @@ COUNTS = (
     "torch.arange(2 * s)[s:].sub(s)",
     "torch.arange(2 * s)[:s]",
     "(torch.arange(3 * s)[::3] // 3)",
-    "torch.cat([torch.arange(1), torch.arange(1, s)])",
+    "torch.cat([torch.zeros(2, dtype=torch.int64), torch.arange(s)])[2:]",
+    "torch.cat([torch.arange(s), torch.arange(3)])[:s]",
     "torch.stack([torch.arange(s), torch.zeros(s, dtype=torch.int64)])[0]",
     "F.pad(torch.arange(s), (2, 1))[2:-1]",
     "torch.arange(s).roll(1, 0).roll(-1, 0)",
@@ -92,7 +93,10 @@ ROWS_TO_KEYS = (
     "{0}[:, torch.arange(s)][:, None, None]",
     "{0}.gather(-1, torch.arange(s).expand(b, s))[:, None, None]",
 )
-INTEGERS = st.sampled_from([name for name, dtype in TABLES.items() if dtype == torch.int64])
+INTEGERS = spelled(
+    ("{0}", "{0}.clamp(-9, 9)", "{0}.clamp(-9, 9).int()", "({0} % 3)"),
+    st.sampled_from([name for name, dtype in TABLES.items() if dtype == torch.int64]),
+)
 FLAGS = spelled(
     ("visible", "(attention_mask != 0)", "attention_mask.bool()", "attention_mask.to(torch.bool)", "(attention_mask > 0)")
 )
@@ -107,7 +111,7 @@ SCALED = (
     "torch.add({0} * ({1} - 1), {0})",
     "torch.sub(torch.zeros_like({0}), {0}, alpha=-{1})",
 )
-MOVED = ("({0} + {1})", "({1} + {0})", "({0} - -{1})", "torch.add({0}, {1})", "-(-{0} - {1})", "({1} - -{0})")
+MOVED = ("({0} + {1})", "({1} + {0})", "({0} - -{1})", "torch.add({0}, {1})", "(-(-{0} - {1}))", "({1} - -{0})")
 DIVIDED = (
     "({0} // {1})",
     "torch.div({0}, {1}, rounding_mode='floor')",
@@ -125,14 +129,14 @@ def changed(of: Source) -> Source:
         spelled(SCALED, of, positive),
         spelled(DIVIDED, of, positive),
         spelled(REST, of, positive),
-        spelled(("{0}.abs()", "{0}.relu()", "{0}.clamp(-1, 2)", "-{0}", "{0}.neg()"), of),
+        spelled(("{0}.abs()", "{0}.relu()", "{0}.clamp(-1, 2)", "(-{0})", "{0}.neg()"), of),
     )
 
 
 LE = (
     "({0} <= {1})",
     "({0} < {1} + 1)",
-    "~({0} > {1})",
+    "(~({0} > {1}))",
     "(({0} - {1}) <= 0)",
     "({1} >= {0})",
     "torch.le({0}, {1})",
@@ -145,7 +149,7 @@ LE = (
 )
 EQUAL = (
     "({0} == {1})",
-    "~({0} != {1})",
+    "(~({0} != {1}))",
     "(({0} - {1}) == 0)",
     "(({0} - {1}).abs() < 1)",
     "(({0} <= {1}) & ({0} >= {1}))",
@@ -155,13 +159,13 @@ EQUAL = (
 TRIANGLE = (
     "torch.ones(s, s, dtype=torch.bool).tril({0})",
     "torch.tril(torch.ones(s, s), {0}).bool()",
-    "~torch.ones(s, s, dtype=torch.bool).triu({0} + 1)",
+    "(~torch.ones(s, s, dtype=torch.bool).triu({0} + 1))",
     "(1 - torch.triu(torch.ones(s, s, dtype=torch.int64), {0} + 1)).bool()",
     "(torch.zeros(s, s).masked_fill(torch.ones(s, s).triu({0} + 1) == 1, -torch.inf) == 0)",
     "torch.ones(s, s).tril({0}).logical_not().logical_not()",
 )
 NOT = (
-    "~{0}",
+    "(~{0})",
     "torch.logical_not({0})",
     "({0} ^ True)",
     "({0} == False)",
@@ -175,7 +179,7 @@ AND = (
     "torch.logical_and({0}, {1})",
     "({0} * {1})",
     "torch.where({0}, {1}, False)",
-    "~(~{0} | ~{1})",
+    "(~(~{0} | ~{1}))",
     "(({0}.long() + {1}.long()) == 2)",
     "torch.minimum({0}, {1})",
     "({0}.float() * {1}.float() > 0)",
@@ -186,7 +190,7 @@ OR = (
     "torch.logical_or({0}, {1})",
     "({0} + {1})",
     "torch.where({0}, True, {1})",
-    "~(~{0} & ~{1})",
+    "(~(~{0} & ~{1}))",
     "(({0}.long() + {1}.long()) > 0)",
     "torch.maximum({0}, {1})",
 )
@@ -195,11 +199,11 @@ SAME = (  # what shapes can do to a mask and undo again
     "{0}.expand(b, 2, s, s).reshape(2 * b, s, s).view(b, 2, s, s)",
     "{0}.expand(b, 2, s, s).permute(3, 1, 0, 2).permute(2, 1, 3, 0)",
     "{0}.expand(b, 2, s, s).flip(-1, 1).flip(1, 3)",
-    "torch.cat([{0}.expand(b, 2, s, s)[..., :1], {0}.expand(b, 2, s, s)[..., 1:]], -1)",
+    "torch.cat([{0}.expand(b, 2, s, s), torch.zeros(b, 2, s, 3, dtype=torch.bool)], -1)[..., :s]",
     "torch.stack([{0}, {0}], 1).select(1, 0)",
     "F.pad({0}.expand(b, 2, s, s).long(), (1, 2, 0, 3), value=1)[..., :s, 1:-2].bool()",
     "{0}.expand(b, 2, s, s)[:, :, torch.arange(s)[:, None], torch.arange(s)]",
-    "{0}.expand(b, 2, s, s)[:, [1, 0]][:, [1, 0]]",
+    "{0}.expand(b, 2, s, s)[:, 1 - torch.arange(2)].index_select(1, 1 - torch.arange(2))",
     "{0}.clone().contiguous()",
 )
 
@@ -210,14 +214,14 @@ parts = st.one_of(
     spelled(TRIANGLE, small),
     spelled(ROWS_TO_KEYS, FLAGS),
     spelled(ROWS_TO_QUERIES, FLAGS),
-    st.sampled_from(["(torch.arange(2)[:, None, None] == 1)", "torch.tensor([True, False]).view(2, 1, 1)"]),
+    st.sampled_from(["(torch.arange(2)[:, None, None] == 1)", "(torch.arange(2) < 1).view(2, 1, 1)"]),
 )
 # What names are made of, so that a good part is proved.
 named = st.one_of(
     spelled(LE, spelled(TO_KEYS, st.sampled_from(COUNTS)), spelled(TO_QUERIES, st.sampled_from(COUNTS))),
-    spelled(("{0}",), spelled(TRIANGLE, st.just("0"))),
+    spelled(TRIANGLE, st.just("0")),
     spelled(ROWS_TO_KEYS, FLAGS),
-    spelled(EQUAL[:2], spelled(ROWS_TO_KEYS, st.just("segments")), spelled(ROWS_TO_QUERIES, st.just("segments"))),
+    spelled(EQUAL, spelled(ROWS_TO_KEYS, st.just("segments")), spelled(ROWS_TO_QUERIES, st.just("segments"))),
 )
 leaves = st.one_of(parts, named)
 formulas = st.recursive(
@@ -235,6 +239,6 @@ ADDITIVE = (
     "torch.where({0}, 0.0, LOWEST) + torch.where({0}, 0.0, LOWEST)",
     "torch.where({0}, 0.0, -torch.inf).bfloat16().float()",
     "torch.where({0}, torch.zeros(()), torch.full((), -torch.inf))",
-    "torch.maximum(torch.where({0}, 0.0, -torch.inf), torch.tensor(LOWEST))",
+    "torch.maximum(torch.where({0}, 0.0, -torch.inf), torch.full((), LOWEST))",
 )
 masks = spelled(ADDITIVE, formulas)

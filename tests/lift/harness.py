@@ -12,6 +12,8 @@ from torch.export import ExportedProgram
 from trilithon.lift.lifter import Lifter
 from trilithon.spec import term as t
 from trilithon.spec.evaluate import evaluate
+from trilithon.spec.term import Term
+from trilithon.spec.traverse import children, walk
 
 Tables = dict[str, Tensor]
 
@@ -60,6 +62,7 @@ def lifted(program: ExportedProgram, node: torch.fx.Node, tables: Tables, shape:
     lifter = Lifter(program)
     symbolic = lifter.lift(node)
     index = tuple(t.var(f"i{d}") for d in range(symbolic.rank))
+    assert_well_sorted(symbolic.at(index))
     env: dict[str, Tensor | int] = {
         f"i{d}": torch.arange(n).view([-1 if axis == d else 1 for axis in range(len(shape))]) for d, n in enumerate(shape)
     }
@@ -68,6 +71,23 @@ def lifted(program: ExportedProgram, node: torch.fx.Node, tables: Tables, shape:
     for name, table in zip(names, tables.values(), strict=True):
         read[name] = table
     return evaluate(symbolic.at(index), env | sizes(program, read), read).expand(shape)
+
+
+SORTS = {  # what the children of a term must be
+    **dict.fromkeys(("sum", "mul", "floor_div", "mod", "le0", "eq0", "prefix_sum", "to_float", "read"), "int"),
+    **dict.fromkeys(("and", "or", "not"), "bool"),
+    **dict.fromkeys(("float_cast", "float_op", "float_fn", "float_compare", "to_int"), "float"),
+}
+
+
+def assert_well_sorted(term: Term) -> None:
+    """Integers are added, bools are joined, floats are compared as floats: evaluation alone would not tell."""
+    for x in walk([term]):
+        sorts = [child.sort for child in children(x)]
+        if x.op == "ite":
+            assert sorts[0] == "bool" and sorts[1] == sorts[2] == x.sort, x
+        elif x.op in SORTS:
+            assert set(sorts) <= {SORTS[x.op]}, x
 
 
 def sizes(program: ExportedProgram, tables: Mapping[str, Tensor]) -> dict[str, Tensor | int]:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lift.harness import Function, Inputs
-from lift.rows_pointwise import ARITHMETIC, COMPARE, LOGIC
+from lift.rows_edges import EDGES, SYMBOLIC
+from lift.rows_pointwise import ARITHMETIC, COMPARE, FLOATS, LOGIC
 
 aten = torch.ops.aten
 INF, MIN = float("inf"), torch.finfo(torch.float32).min
@@ -193,8 +194,9 @@ POINTWISE = {
 FIXED = {
     *("lift_fresh_copy", "index_select", "index_bool_mask", "embedding", "gather", "slice_far", "view_uneven", "view_mixed"),
     *("copy", "roll"),
-    *(name for name in LOGIC | COMPARE | ARITHMETIC if name not in POINTWISE),
+    *EDGES,
+    *(name for name in LOGIC | COMPARE | ARITHMETIC | FLOATS if name not in POINTWISE),
 }
-ALL = IDENTITY | CREATE | SHAPE | LOGIC | COMPARE | ARITHMETIC | INDEX | SCAN
+ALL = IDENTITY | CREATE | SHAPE | LOGIC | COMPARE | ARITHMETIC | FLOATS | INDEX | SCAN | EDGES | SYMBOLIC
 STATIC = {name: f for name, f in ALL.items() if name in FIXED}
 DYNAMIC = {name: f for name, f in ALL.items() if name not in FIXED}

@@ -138,3 +138,26 @@ ARITHMETIC: dict[str, Function] = {
     "subtract": lambda i: torch.subtract(i.a, i.c),
     "multiply": lambda i: torch.multiply(i.a, 2),
 }
+
+FLOATS: dict[str, Function] = {
+    "log": lambda i: i.f.log(),
+    "log_of_integers": lambda i: torch.log(i.pos),
+    "log2": lambda i: i.f.abs().log2(),
+    "exp": lambda i: i.g.exp(),
+    "exp2": lambda i: torch.exp2(i.g),
+    "sqrt": lambda i: i.g.abs().sqrt(),
+    "rsqrt": lambda i: i.g.abs().rsqrt(),
+    "tanh": lambda i: i.g.tanh(),
+    "tanh_bf16": lambda i: i.h.tanh(),
+    "ceil": lambda i: (3 * i.g).ceil(),
+    "ceil_int": lambda i: torch.ceil(i.a),
+    "floor": lambda i: (3 * i.g).floor(),
+    "floor_int": lambda i: torch.floor(i.a),
+    "sign": lambda i: i.a.sign(),
+    "sign_float": lambda i: i.f.sign(),
+    "pow": lambda i: torch.pow(i.g.abs(), i.f),
+    "pow_scalar": lambda i: i.g.abs() ** 0.25,
+    "pow_of_scalar": lambda i: 2.0**i.g,
+    "float_to_int": lambda i: (3 * i.g).long(),
+    "literals_to_int": lambda i: torch.where(i.m, -2.5, torch.where(i.w, 2.5, 7.0)).long(),
+}

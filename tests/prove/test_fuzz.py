@@ -1,19 +1,27 @@
-"""Random masks: whatever is proved must agree with brute force at every small size."""
+"""Random masks: whatever is proved must agree with brute force at every small size.
+
+Two kinds: terms, which try the prover, and torch code that is exported (`spelling`), which tries the handlers too.
+`pytest tests/prove/test_fuzz.py --hypothesis-profile=long` looks for as long as one likes.
+"""
 
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from batch import Batch, Run, kept, replays
+from spelling import COUNTS, TO_KEYS, masks, run
+from trilithon.errors import CannotLift
 from trilithon.lift.meaning import Meaning
 from trilithon.prove.prove import claim, examine
-from trilithon.prove.verdict import Verdict
+from trilithon.prove.verdict import Proof, Verdict
 from trilithon.spec import term as t
 from trilithon.spec.evaluate import evaluate
 from trilithon.spec.masks import B, Causal, Documents, Full, H, K, Mask, Padding, Q, SlidingWindow
 from trilithon.spec.term import Term
+from trilithon.spec.traverse import tables as tables_of
 
 S = t.var("s70")
 RANGES: dict[str, tuple[int, int | None]] = {"s70": (1, 64)}
@@ -63,7 +71,7 @@ def grids(keep: Term, s: int, seed: int, ones: bool) -> tuple[Tensor, dict[str, 
     return evaluate(keep, env, tables).expand(2, 2, s, s), tables
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40 * settings().max_examples)
 @given(formulas)
 def test_no_false_proof(keep: Term) -> None:
     """Every proof that `examine` gives, primary or alternative, at all sizes up to 6."""
@@ -92,7 +100,7 @@ CLAIMS: list[Mask] = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30 * settings().max_examples)
 @given(formulas, st.sampled_from(CLAIMS))
 def test_claims_agree_with_brute_force(keep: Term, mask: Mask) -> None:
     """PROVED never where brute force finds a difference; REFUTED never where the two are the same term."""
@@ -109,3 +117,74 @@ def test_claims_agree_with_brute_force(keep: Term, mask: Mask) -> None:
         assert same
     if proof.verdict is Verdict.REFUTED:
         assert set(proof.witness) == {"b", "h", "q", "k", "s", "t"}
+
+
+SITES = 10  # exporting is slow, so one program holds many masks
+SHORT = ((1, 1), (2, 2), (1, 3), (2, 4), (2, 5), (1, 6))
+EXPORTED_CLAIMS: list[Mask] = [
+    Causal(),
+    Padding("visible", "bool"),
+    Full(),
+    SlidingWindow(2),
+    Causal() & Padding("visible", "bool"),
+    Documents(t.read("segments", (B, Q), "int")),
+]
+
+
+def short_runs(batch: Batch) -> list[Run]:
+    """Every size, with random tables and with tame ones, but for sizes that the program itself asserts against."""
+    runs = []
+    for seed, (b, s) in enumerate(SHORT):
+        for tame in (False, True):
+            try:
+                runs.append(batch.run(b, s, s, seed, tame))
+            except RuntimeError as stopped:
+                if "Runtime assertion failed" not in str(stopped):
+                    raise
+    return runs
+
+
+def check_lifted(batch: Batch, n: int, runs: list[Run]) -> None:
+    for r in runs:
+        says = kept(r.masks[n])
+        assert says is not None
+        assert torch.equal(batch.lifted(n, r, batch.meaning(n).keep), says)
+
+
+def check_proof(batch: Batch, n: int, proof: Proof, runs: list[Run]) -> None:
+    """A proof holds in every run, and a witness is one that torch confirms."""
+    if proof.verdict is Verdict.PROVED:
+        batch.assert_holds(n, proof, runs)
+    if proof.verdict is Verdict.REFUTED:
+        witness = batch.witness(n, proof.mask)
+        assert witness is not None
+        assert replays(batch.makes[n], proof.mask, witness.cell, witness.sample)
+
+
+@given(st.lists(masks, min_size=SITES, max_size=SITES))
+def test_exported_masks_agree_with_brute_force(texts: list[str]) -> None:
+    batch = Batch(tuple(map(run, texts)))
+    runs = short_runs(batch)
+    for n, text in enumerate(texts):
+        note(text)
+        if isinstance(batch.meanings[n], CannotLift):
+            continue
+        meaning = batch.meaning(n)
+        check_lifted(batch, n, runs)
+        finding = examine(meaning, batch.ranges, seconds=2.0)
+        for proof in (finding.proof, *finding.alternatives):
+            check_proof(batch, n, proof, runs)
+        mask = EXPORTED_CLAIMS[len(text) % len(EXPORTED_CLAIMS)]
+        if tables_of(mask.term()) <= meaning.tables.keys():
+            check_proof(batch, n, claim(meaning, mask, batch.ranges, seconds=2.0), runs)
+
+
+def test_every_spelling_of_the_keys_is_understood() -> None:
+    """A refusal would prove nothing."""
+    texts = [f"{TO_KEYS[n % len(TO_KEYS)].format(count)} <= torch.arange(s)[:, None]" for n, count in enumerate(COUNTS)]
+    batch = Batch(tuple(map(run, texts)))
+    assert not {text: m.why for text, m in zip(texts, batch.meanings, strict=True) if isinstance(m, CannotLift)}
+    runs = short_runs(batch)
+    for n, text in enumerate(texts):
+        check_lifted(batch, n, runs)
+        assert claim(batch.meaning(n), Causal(), batch.ranges).verdict in (Verdict.PROVED, Verdict.UNKNOWN), text

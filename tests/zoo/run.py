@@ -55,7 +55,7 @@ class Outcome:
 
 def _unpadded(text: str) -> str:
     mask, plus, bias = text.partition(" + ")
-    kept = [part for part in mask.split(" & ") if not part.startswith("padding(")]
+    kept = [part.replace(", attention_mask)", ")") for part in mask.split(" & ") if not part.startswith("padding(")]
     return (" & ".join(kept) or "full") + plus + bias
 
 

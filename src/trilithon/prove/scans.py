@@ -41,9 +41,11 @@ def _closed_form(scan: Term, prover: Prover, given: tuple[Term, ...]) -> tuple[T
     in_range = prover.valid(upper >= 0, given)
     if in_range.status != "valid":
         return None
-    first = summand(scan, t.ZERO)
-    later, used = summand(scan, STEP), in_range.used
-    reach = (*given, STEP >= 1, STEP <= upper)
+    step_at = t.var(f"step{scan_depth(scan.args[0])}")  # sums inside the summand have a step of their own
+    reach = (*given, step_at >= 1, step_at <= upper)
+    first, took = close_scans(summand(scan, t.ZERO), prover, given)
+    later, used = close_scans(summand(scan, step_at), prover, reach)
+    used = (*in_range.used, *took, *used)
     for c, a in CLOSED_FORMS:
         step = prover.valid(later.eq(a), reach)
         if step.status != "valid":
