@@ -42,12 +42,12 @@ def chosen(arguments: argparse.Namespace) -> list[Mutant]:
 
 
 def outcome_of(mutant: Mutant) -> str:
+    checks = relevant(mutant)
+    if checks and killer(mutant, checks) is not None:
+        return "killed"
     if why_equivalent(mutant):
         return "equivalent"
-    checks = relevant(mutant)
-    if not checks:
-        return "not run"
-    return "survived" if killer(mutant, checks) is None else "killed"
+    return "survived" if checks else "not run"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from types import CodeType, FrameType
 
 import torch
 
-from lift import programs, test_constants, test_floats, test_meaning, test_refusals, test_scores, test_view
+from lift import programs, test_constants, test_floats, test_meaning, test_refusals, test_scores, test_symtensor, test_view
 from lift.mutants import Mutant, definitions, mutants, target
 from lift.rows import DYNAMIC, STATIC
 from lift.rows_scores import LIFTED, REFUSED
@@ -34,7 +34,16 @@ def checks() -> dict[str, Check]:
         **{f"row {name}": partial(programs.check_fixed, name) for name in STATIC | DYNAMIC},
         **{f"refusal {name}": partial(test_refusals.test_refuses, name, made) for name in test_refusals.REFUSALS},
         **{f"obliged {name}": partial(test_refusals.test_what_must_be_proved, name, made) for name in test_refusals.OBLIGED},
-        "bool index": test_refusals.test_bool_index_is_refused,
+        "inside its axis": partial(test_refusals.test_obligations_of_a_running_sum_speak_of_its_own_axis, made),
+        **{f"undecomposed {name}": partial(programs.check_undecomposed, name) for name in programs.UNDECOMPOSED},
+        "unequal products": test_view.test_other_products_are_refused,
+        **{
+            f"known {name}": partial(test_symtensor.test_what_is_known_to_be_nonnegative, name) for name in test_symtensor.KNOWN
+        },
+        **{
+            f"required {name}": partial(test_symtensor.test_obligations_come_together, name) for name in test_symtensor.REQUIRED
+        },
+        "two handlers": test_refusals.test_two_handlers_for_one_op_are_refused,
         **{f"quotient {name}": partial(test_view.test_quotient_and_remainder, name) for name in test_view.DIVISIONS},
         **{f"groups {name}": partial(test_view.test_axes_are_grouped_by_their_products, name) for name in test_view.GROUPS},
         **{
@@ -73,6 +82,14 @@ def checks_of() -> dict[tuple[str, str], list[str]]:
     for module in (*HANDLERS, *OTHERS):
         for name, _ in definitions(sys.modules[module]):
             places[target(module, name).__code__] = (module, name)
+    for export in (
+        programs.fixed_sizes,
+        programs.dynamic_sizes,
+        programs.undecomposed,
+        test_scores.program,
+        test_meaning.program,
+    ):
+        export()  # not while calls are looked at: that makes it many times slower
     found: dict[tuple[str, str], list[str]] = {place: [] for place in places.values()}
     for name, check in checks().items():
         for code in called(check):

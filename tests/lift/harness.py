@@ -41,14 +41,16 @@ class _Module(nn.Module):
         return [f(inputs) for f in self.functions]
 
 
-def exported(functions: list[Function], tables: Tables, axes: Mapping[int, Any] | None = None) -> ExportedProgram:
+def exported(
+    functions: list[Function], tables: Tables, axes: Mapping[int, Any] | None = None, decomposed: bool = True
+) -> ExportedProgram:
     """One program with an output for each function; `axes` names the dynamic sizes, by their example value."""
     dynamic = None
     if axes is not None:
         dynamic = (tuple({d: axes[n] for d, n in enumerate(x.shape) if n in axes} for x in tables.values()),)
     module = _Module(tuple(tables), functions)
     program = torch.export.export(module, tuple(tables.values()), dynamic_shapes=dynamic, strict=False)
-    return program.run_decompositions({})
+    return program.run_decompositions({}) if decomposed else program
 
 
 def outputs(program: ExportedProgram) -> list[torch.fx.Node]:

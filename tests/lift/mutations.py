@@ -68,6 +68,7 @@ TEXTS = {
     "int": "bool",
     "bool": "int",
 }
+COMMUTE = {"conj", "disj", "eq", "mul", "minimum", "maximum", "min", "max", "_equal", "_differ", "_times", "result_type"}
 PASSES_ON = {"in_range": 0, "positive": 1, "convert": 1, "reversed": 0, "sorted": 0, "negate": 0, "wrap": 0}
 AXES = {"d", "dim", "a", "b"}
 
@@ -224,7 +225,7 @@ def _call(node: ast.Call) -> Iterator[Change]:
         return
     if len(node.args) > 1:
         yield "ignored argument", ast.Call(node.func, node.args[:-1], node.keywords)
-    for n in range(len(node.args) - 1):
+    for n in range(len(node.args) - 1 if name not in COMMUTE else 0):
         swapped = [*node.args[:n], node.args[n + 1], node.args[n], *node.args[n + 2 :]]
         yield "swapped", ast.Call(node.func, swapped, node.keywords)
 

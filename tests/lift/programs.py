@@ -80,3 +80,18 @@ def check_fixed(name: str) -> None:
 def check_dynamic(name: str) -> None:
     for seed, (rows, columns) in enumerate([(4, 9), (6, 5)]):
         check(dynamic_sizes(), name, tables(rows, columns, seed))
+
+
+# What a decomposition writes in other ops, as a program has it that was exported without one.
+UNDECOMPOSED = ("reshape_transposed", "view_uneven", "contiguous", "type_as", "stack_mixed", "stack_last_mixed", "to_other")
+
+
+@cache
+def undecomposed() -> Exported:
+    rows = {name: (STATIC | DYNAMIC)[name] for name in UNDECOMPOSED}
+    ep = exported(list(rows.values()), tables(4, 6, 0), decomposed=False)
+    return ep, dict(zip(rows, outputs(ep), strict=True))
+
+
+def check_undecomposed(name: str) -> None:
+    check(undecomposed(), name, tables(4, 6, 1))

@@ -34,11 +34,18 @@ AXES: dict[str, Function] = {
     "cat_selected": lambda i: torch.cat([i.a[:, :2], i.pos, i.c], 1)[:, 1],
     "cat_selected_later": lambda i: torch.cat([i.a[:, :2], i.pos[:, :1], i.c], 1)[:, 3],
     "cat_sliced_later": lambda i: torch.cat([i.a[:, :2], i.pos[:, :1], i.c], 1)[:, 2:],
+    "cat_selected_elsewhere": lambda i: torch.cat([i.a[:, :2], i.pos], 1)[3],
+    "cat_selected_behind": lambda i: torch.cat([i.a, i.c])[:, 5],
+    "cat_of_single_rows": lambda i: torch.cat([i.row[None], i.c[:1]], 1),
+    "cat_of_single_columns": lambda i: torch.cat([i.col, i.col * 2]),
     "cat_empty_behind": lambda i: torch.cat([i.g, torch.empty(0)], 1),
     "cat_of_one_each": lambda i: torch.cat([i.a[:, :1], i.c[:, :1], i.pos[:, :1]], 1),
     "stack_first": lambda i: torch.stack([i.a, i.c]),
+    "stack_mixed": lambda i: torch.stack([i.m, i.a, i.g], 1),
+    "stack_last_mixed": lambda i: torch.stack([i.g, i.m], -1),
     "stack_middle": lambda i: torch.stack([i.a, i.c, i.pos, i.a * 2], 1),
     "pad_all_sides": lambda i: F.pad(i.cube, (1, 2, 0, 3, 2, 1), value=4),
+    "pad_only_crops": lambda i: F.pad(i.a, (-1, -2)),
     "pad_and_crop": lambda i: F.pad(i.cube, (0, -1, -1, 2), value=1),
     "slice_from_start": lambda i: aten.slice.Tensor(i.a, 1, None, 3),
     "slice_first_axis": lambda i: i.cube[:, 1:2],
@@ -55,6 +62,7 @@ AXES: dict[str, Function] = {
     "sum_first_kept": lambda i: i.cube.sum(0, keepdim=True),
     "any_middle": lambda i: i.cubem.any(1),
     "all_kept": lambda i: i.cubem.all(-1, keepdim=True),
+    "view_column": lambda i: i.col.view(-1),
     "view_flat": lambda i: i.cube.view(-1),
     "view_from_flat": lambda i: i.cube.view(-1).view(4, 3, 2),
     "view_two_groups": lambda i: i.cube.repeat(1, 2, 1).view(2, 3, 2, 2, 2),
@@ -90,6 +98,13 @@ WRITES: dict[str, Function] = {
     "slice_scatter_middle": _set_middle_slice,
     "slice_scatter_inside": _set_inside,
     "slice_scatter_rows": _set_first_rows,
+    "select_scatter_from_end": lambda i: aten.select_scatter(i.cube, i.cube[:, 0] * 2, 1, -1),
+    "select_scatter_converts": lambda i: aten.select_scatter(i.g, i.a[0], 0, 1),
+    "slice_scatter_converts": lambda i: aten.slice_scatter(i.g, i.a[:, :2], 1, 1, 3),
+    "slice_scatter_from_0": lambda i: aten.slice_scatter(i.a, i.c[:, :2], 1, 0, 2),
+    "slice_scatter_square": lambda i: aten.slice_scatter(i.a[:, :4], i.c[:, :2], 1, 1, 3),
+    "slice_scatter_square_rows": lambda i: aten.slice_scatter(i.a[:, :4], i.c[:2, :4], 0, 1, 3),
+    "slice_scatter_tall": lambda i: aten.slice_scatter(i.a.t(), i.c.t()[:4], 0, 1, 5),
     "slice_scatter_all": lambda i: aten.slice_scatter(i.a, i.c, 0),
     "select_scatter_first": lambda i: aten.select_scatter(i.a, i.c[0], 0, 1),
 }
@@ -112,7 +127,10 @@ NUMBERS: dict[str, Function] = {
     "mul_bf16_chosen": lambda i: i.h * torch.where(i.one > 0, 0.5, 2.0),
     "mul_bf16_nan": lambda i: i.h * NAN,
     "add_bf16_literals": lambda i: torch.where(i.m, 0.0, -INF).bfloat16() + torch.where(i.w, 1.0, 0.5).bfloat16(),
-    "size_as_float": lambda i: torch.full((3,), i.a.shape[1], dtype=torch.float32),
+    "add_bf16_nan": lambda i: torch.where(i.m, 1.0, 2.0).bfloat16() + NAN,
+    "add_bf16_fraction": lambda i: i.h + 0.1,
+    "mul_bf16_literal_bool": lambda i: torch.where(i.m, 1.0, 2.0).bfloat16() * i.w,
+    "mul_bf16_literal_chosen": lambda i: torch.where(i.m, 1.0, 3.0).bfloat16() * torch.where(i.one > 0, 0.5, 2.0),
     **{
         f"{op}_{dtype}": (
             lambda i, compare=compare, kind=kind, edge=edge: compare((i.a + edge).to(kind), (i.c + edge).to(kind))
@@ -139,6 +157,8 @@ NUMBERS: dict[str, Function] = {
 }
 
 SYMBOLIC: dict[str, Function] = {
+    "size_as_float": lambda i: torch.full((3,), i.a.shape[1], dtype=torch.float32),
+    "mul_bf16_size": lambda i: i.h * i.a.shape[1],
     "select_symbolic": lambda i: i.pick[:, i.a.shape[1] - 3],
     "view_by_sizes": lambda i: i.a[:, :, None].expand(-1, -1, i.a.shape[0]).reshape(i.a.shape[0], -1),
     "unview_by_sizes": lambda i: i.a.t().reshape(-1).view(i.a.shape[1], i.a.shape[0]),

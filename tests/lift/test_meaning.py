@@ -58,6 +58,11 @@ ROWS: dict[str, Row] = {
         drops=("-3.40282e+38", "-inf"),
         needs_key=True,
     ),
+    "half_low_enough": Row(
+        lambda q, k, v, i, j: attention(q.half(), k.half(), v.half(), low(i, j, -40000.0).half()),
+        drops=("-40000",),
+        needs_key=True,
+    ),
     "written_out": Row(written_out(lambda x: x.softmax(-1), -INF), drops=("-inf",), needs_key=True, scale=0.25),
     "safe_softmax": Row(written_out(lambda x: aten._safe_softmax(x, -1), -INF), drops=("-inf",), scale=0.25),
     "safe_but_lowest": Row(
@@ -71,6 +76,10 @@ REFUSED: dict[str, tuple[Attend, str]] = {
         "the causal alignment of this kernel",
     ),
     "dropout": (lambda q, k, v, i, j: attention(q, k, v, dropout_p=0.5), "dropout_p=0.5"),
+    "half_too_weak": (
+        lambda q, k, v, i, j: attention(q.half(), k.half(), v.half(), low(i, j, -32000.0).half()),
+        "it adds -32000, which is a bias",
+    ),
     "data": (lambda q, k, v, i, j: attention(q, k, v, q @ k.transpose(-1, -2)), "has no handler"),
 }
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
-from trilithon.lift.handlers.view import _groups, divided
+from lift.programs import fixed_sizes
+from trilithon.errors import CannotLift
+from trilithon.lift.handlers.view import _groups, divided, lift_view
+from trilithon.lift.registry import Call
+from trilithon.lift.symtensor import SymTensor
 from trilithon.spec import term as t
 from trilithon.spec.evaluate import evaluate
 from trilithon.spec.term import Term
@@ -72,3 +77,10 @@ GROUPS: dict[str, tuple[tuple[Term, ...], tuple[Term, ...], object]] = {
 def test_axes_are_grouped_by_their_products(name: str) -> None:
     source, target, expected = GROUPS[name]
     assert _groups(source, target) == expected
+
+
+def test_other_products_are_refused() -> None:
+    node = next(iter(fixed_sizes()[1].values()))
+    source = SymTensor((N,), torch.int64, lambda index: index[0])
+    with pytest.raises(CannotLift, match="do not split into equal products"):
+        lift_view(Call(node, (TWO, t.floor_div(N, TWO)), torch.int64, {}), source, [])

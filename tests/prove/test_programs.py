@@ -47,9 +47,14 @@ def eager(logits: Callable[[Tensor, Tensor, Tensor, X], Tensor]) -> Attend:
     return lambda q, k, v, x: logits(q @ k.transpose(-1, -2) * 0.5, *cells(q), x).softmax(-1) @ v
 
 
-def counts_from_step(i: Tensor, j: Tensor, x: X) -> Tensor:
+def counts_at_step(i: Tensor, j: Tensor, x: X) -> Tensor:
+    """A running sum of ones at two tokens only; with `step0` the variable of an induction it would be of ones."""
     n = j[0]
-    return j < ((n == x["step"]) | (n == 0)).long().cumsum(-1)[:, None]
+    return j < ((n == x["step0"]) | (n == 0)).long().cumsum(-1)[:, None]
+
+
+def threes_but_for_step(i: Tensor, j: Tensor, x: X) -> Tensor:
+    return torch.where(j == x["step"], 0, 3).cumsum(-1) <= j + 1
 
 
 def far_apart(i: Tensor, j: Tensor, x: X) -> Tensor:
@@ -80,7 +85,8 @@ ROWS: dict[str, tuple[Attend, Mask]] = {
     "number_that_wraps": (fused(lambda i, j, x: j + x["huge"].item() <= i + x["huge"].item()), Causal()),
     "float_number_that_wraps": (fused(far_apart), Causal()),
     "input_named_as_an_index": (fused(lambda i, j, x: (j <= i) & (j - 1000 <= x["k"])), Causal()),
-    "input_named_as_a_step": (fused(counts_from_step), Causal()),
+    "input_named_as_a_step": (fused(counts_at_step), Causal()),
+    "input_named_as_another_step": (fused(threes_but_for_step), Full()),
     "input_named_as_the_scores": (eager(lambda w, i, j, x: torch.where(j <= i, w, x["score"] * 0.5)), Full()),
     "scores_with_fewer_heads": (one_head, Causal()),
     "scores_lost_in_a_sum": (eager(lambda w, i, j, x: w + torch.where(j <= i, 1e30, -INF) - 1e30), Causal()),
@@ -102,6 +108,7 @@ OTHER_INPUTS: X = {
     "huge_float": torch.tensor([2.0**63 - 2.0**40]),
     "k": torch.tensor(-990),
     "step": torch.tensor(3),
+    "step0": torch.tensor(3),
     "score": torch.full((2, 2, TOKENS, TOKENS), -9.0),
     "attention_mask": torch.zeros(2, TOKENS, dtype=torch.bool),
 }
@@ -118,6 +125,7 @@ PROVED_SO_FAR = {
     "float_number_that_wraps": "the obligation on a float made an integer is dropped when its term cancels out",
     "input_named_as_an_index": "an input of rank 0 and an index of the same name are one z3 constant",
     "input_named_as_a_step": "an input of rank 0 and the variable of an induction of the same name are one z3 constant",
+    "input_named_as_another_step": "an input of rank 0 and the variable of a lemma of the same name are one z3 constant",
     "input_named_as_the_scores": "an input named score is taken for the scores",
     "scores_with_fewer_heads": "a mask larger than the scores is looked at in their first head only",
     "scores_lost_in_a_sum": "large numbers that cancel out are taken to leave the scores as they were",
@@ -167,10 +175,11 @@ class Program(nn.Module):
         huge_float: Tensor,
         k: Tensor,
         step: Tensor,
+        step0: Tensor,
         score: Tensor,
         attention_mask: Tensor,
     ) -> dict[str, Tensor]:
-        x = dict(zip(OTHER_INPUTS, (below, huge, huge_float, k, step, score, attention_mask), strict=True))
+        x = dict(zip(OTHER_INPUTS, (below, huge, huge_float, k, step, step0, score, attention_mask), strict=True))
         return {name: part(query, key, value, x) for name, part in self.parts.items()}
 
 

@@ -69,6 +69,7 @@ VISION: dict[str, Any] = {
     "patch_size": 8,
 }
 MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LAYERS = {"num_hidden_layers", "n_layer", "n_layers"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class Family:
     def make(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> nn.Module:
         defaults = {"decoder": DECODER, "encoder": ENCODER, "seq2seq": SEQ2SEQ, "vision": VISION}[self.kind]
         values = (self.base if self.base is not None else defaults) | self.extra
+        if len(self.masks) == 1 and "layer_types" not in self.extra:  # all layers are alike
+            values |= dict.fromkeys(LAYERS & values.keys(), 1)
         config = getattr(transformers, f"{self.config}Config")(**values)
         auto = {
             "decoder": "AutoModelForCausalLM",
