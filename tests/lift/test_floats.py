@@ -58,7 +58,6 @@ def test_floats_that_no_integer_may_hold_stay(number: float) -> None:
     assert float_term.to_int(t.real(number)).op == "to_int"
 
 
-@pytest.mark.xfail(strict=True, reason="what was folded is remembered without the sign of zero")
 def test_the_sign_of_zero_is_not_forgotten() -> None:
     assert float_term.fold("div", "float32", 1.0, 0.0) == torch.inf
     assert float_term.fold("div", "float32", 1.0, -0.0) == -torch.inf

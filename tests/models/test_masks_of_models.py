@@ -8,7 +8,7 @@ from torch import Tensor
 
 import trilithon
 from models.configs import tiny
-from trilithon import Causal, Full, Mask, Padding, SlidingWindow, Verdict
+from trilithon import Causal, Mask, Padding, SlidingWindow, Verdict
 from trilithon.capture import hf
 
 IDS, POSITIONS, MASK = ("input_ids",), ("input_ids", "position_ids"), ("input_ids", "attention_mask")
@@ -24,16 +24,20 @@ CASES: list[tuple[str, tuple[str, ...], Mask, str | None]] = [
 ]
 
 
-def without_padding(mask: Mask) -> Mask:
-    """Eager attention under padding: a fully padded row is the mean of V, so only the guarded form is proved."""
-    return {Causal() & PADDED: Causal(), SlidingWindow(6) & PADDED: SlidingWindow(6), PADDED: Full()}[mask]
+def in_eager(mask: Mask) -> tuple[Mask, str]:
+    """Eager attention under padding: a row without keys is the mean of V, so a guard must see to it that each has one."""
+    return {
+        Causal() & PADDED: (mask, "right_padded"),
+        SlidingWindow(6) & PADDED: (SlidingWindow(6), "all_ones"),
+        PADDED: (mask, "nonempty"),
+    }[mask]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(("name", "inputs", "mask", "guard"), CASES, ids=str)
 def test_every_site_is_proved(name: str, inputs: tuple[str, ...], mask: Mask, guard: str | None, attention: str) -> None:
     if attention == "eager" and inputs == MASK:
-        mask, guard = without_padding(mask), "all_ones"
+        mask, guard = in_eager(mask)
     model = tiny(name, attention)
     example, shapes = hf.example_for(model, inputs)
     report = trilithon.explain(model, example, shapes)

@@ -33,7 +33,7 @@ PADDED = Case(lambda q, k, x: (k <= q) & x["attention_mask"][:, None, None, :].b
 
 
 def test_contradicting_assumptions_are_vacuous(monkeypatch: pytest.MonkeyPatch) -> None:
-    zeros = Kind("{0} is all zeros", lambda e: e.eq(0), lambda x: (x == 0).all(), lambda shape, g: torch.zeros(shape))
+    zeros = Kind("{0} is all zeros", lambda e, _: e.eq(0), lambda x: (x == 0).all(), lambda shape, g: torch.zeros(shape))
     monkeypatch.setitem(KINDS, "all_zeros", zeros)
     meaning, ranges = lifted(PADDED)
     both = (guard("attention_mask", "all_ones"), guard("attention_mask", "all_zeros"))

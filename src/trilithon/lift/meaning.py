@@ -46,6 +46,7 @@ class Meaning:
         softcap: c of `c * tanh(scores / c)`, or None.
         sinks: the softmax has one more column, of learned scores a head, whose weight is thrown away.
         flat: batch and heads share one axis of the operands.
+        own: names of the program's own tensors, about which nothing can be guarded.
     """
 
     keep: Term
@@ -60,6 +61,7 @@ class Meaning:
     softcap: float | None = None
     sinks: bool = False
     flat: bool = False
+    own: frozenset[str] = frozenset()
 
 
 def lift_site(program: ExportedProgram, site: Site) -> Meaning:
@@ -90,6 +92,8 @@ def _lift(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Me
     leaves, drops = Leaves(t.TRUE, frozenset()), []
     if site.mask is not None:
         lifted = lifter.lift(site.mask)
+        if lifted.rank > 4:
+            raise refuse(site, f"its mask has {lifted.rank} axes")
         value = lifted.broadcast_at(_cell(site, lifted.rank))
         if value.sort == "bool":
             keep, drops = keep & value, ["False"]
@@ -103,13 +107,14 @@ def _lift(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Me
         scale=site.softmax_scale if leaves.scale is None else leaves.scale,
         drops=tuple(drops),
         needs_key=not (zero_rows and leaves.drops <= {-math.inf}),
-        obligations=tuple(o for o in lifter.obligations.values() if _concerns(keep, o)),
+        obligations=tuple(o for o in lifter.obligations.values() if leaves.bias is None or _concerns(keep, o)),
         tables=lifter.table_shapes,
         constants=lifter.data,
         bias=_named_bias(site, leaves, lifter.targets),
         softcap=leaves.softcap,
         sinks=site.sinks is not None,
         flat=site.flat_heads is not None,
+        own=frozenset(lifter.targets),
     )
 
 
@@ -219,5 +224,6 @@ def _lifts(program: ExportedProgram, site: Site, node: Node) -> bool:
 
 
 def _is_safe_softmax(site: Site) -> bool:
+    """Does a row without keys give 0? Not where its maximum, -inf, was taken away from it before."""
     assert site.softmax is not None
-    return site.softmax.target is torch.ops.aten._safe_softmax.default
+    return site.softmax.target is torch.ops.aten._safe_softmax.default and site.softmax.args[0] is site.mask

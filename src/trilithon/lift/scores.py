@@ -15,7 +15,7 @@ from trilithon.spec import term as t
 from trilithon.spec.term import Term
 from trilithon.spec.traverse import tables
 
-SCORE = "score"
+SCORE = "q@k"  # no input can have this name
 MOST_CASES = 256
 LOW = -65504.0  # the lowest float16; a bound as low as this bounds no score of any use
 
@@ -171,12 +171,10 @@ def _combined(leaf: Term, a: _Affine, b: _Affine) -> _Affine | None:
     if name in ("add", "sub") and (a.factor == 0.0 or b.factor == 0.0):
         if name == "sub":
             b = _scaled(b, -1.0, dtype)
-        return _Affine(
-            a.factor + b.factor,
-            a.cap if a.factor else b.cap,
-            float_term.fold("add", dtype, a.offset, b.offset),
-            (*a.addends, *b.addends),
-        )
+        offset = float_term.fold("add", dtype, a.offset, b.offset)
+        if offset == 0.0 and (a.offset or b.offset) and not (a.is_literal and b.is_literal):
+            return None  # a score beside a large number loses its digits, also if that is taken away again
+        return _Affine(a.factor + b.factor, a.cap if a.factor else b.cap, offset, (*a.addends, *b.addends))
     if name == "max" and b.is_literal and b.offset <= LOW:
         return replace(a, offset=max(a.offset, b.offset))
     if name == "max" and a.is_literal and a.offset <= LOW:

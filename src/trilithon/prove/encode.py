@@ -34,6 +34,7 @@ class Encoder:
 
     def table(self, name: str, rank: int, sort: str) -> Expr:
         result = {"bool": z3.BoolSort(), "int": z3.IntSort(), "float": z3.RealSort()}[sort]
+        name = f"table!{name}"  # no input may be taken for an index of the same name
         return z3.Function(name, *[z3.IntSort()] * rank, result) if rank else z3.Const(name, result)
 
     def read(self, term: Term) -> Expr:

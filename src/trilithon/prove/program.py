@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from trilithon.capture.sites import Site, find_sites
 from trilithon.errors import CannotLift, InputError
 from trilithon.lift.meaning import Meaning, lift_site
+from trilithon.lift.symtensor import UNBACKED
 from trilithon.prove.cache import ProofCache, Question
 from trilithon.prove.mask_graph import MaskGraph
 from trilithon.prove.prove import Finding, Ranges, examine
@@ -51,7 +52,15 @@ class Examined:
 
 def size_ranges(program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
     """Size symbol -> lowest and highest value that the export allows (None = no limit)."""
-    return {str(symbol): (_finite(r.lower) or 0, _finite(r.upper)) for symbol, r in program.range_constraints.items()}
+    return {str(symbol): _range(str(symbol), r) for symbol, r in program.range_constraints.items()}
+
+
+def _range(symbol: str, allowed: Any) -> tuple[int, int | None]:
+    """An integer read from data may be any of 64 bits."""
+    low, high = _finite(allowed.lower), _finite(allowed.upper)
+    if UNBACKED.fullmatch(symbol) is None:
+        return low or 0, high
+    return -(1 << 63) if low is None else low, (1 << 63) - 1 if high is None else high
 
 
 def _finite(bound: Any) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from trilithon.lift.meaning import Meaning
 from trilithon.lift.registry import Obligation
+from trilithon.lift.symtensor import UNBACKED
 from trilithon.passes import where_of
 from trilithon.prove.atoms import in_own_sizes
 from trilithon.prove.recognise import Proposer
@@ -90,7 +91,7 @@ def _guard_sets(meaning: Meaning, assume: tuple[Assumption, ...]) -> list[tuple[
             flags |= tables(x)
         elif x.op in ("le0", "prefix_sum"):
             positions |= tables(x)
-    rank = {name: len(shape) for name, shape in meaning.tables.items() if name not in given}
+    rank = {name: len(shape) for name, shape in meaning.tables.items() if name not in given | meaning.own}
     sets = [(guard(name, kind),) for name in sorted(flags) if rank.get(name) == 2 for kind in FLAGS]
     sets += [(guard(name, kind),) for name in sorted(positions - flags) if rank.get(name) in (1, 2) for kind in POSITIONS]
     return [(), *sets]
@@ -226,8 +227,8 @@ class _Attempt:
 
 def _cannot_wrap(obligation: Obligation) -> bool:
     """64-bit sums of indices and sizes are far from the edge, whatever they are."""
-    if obligation.high < (1 << 63) - 1:
+    if obligation.high < (1 << 63) - 1 or obligation.low > -(1 << 63):
         return False
     coefficients, constant = t.linear(obligation.term)
-    plain = all(x.op == "var" for x in coefficients)
+    plain = all(x.op == "var" and UNBACKED.fullmatch(x.args[0]) is None for x in coefficients)
     return plain and sum(map(abs, coefficients.values())) * UNBOUNDED + abs(constant) < 1 << 62

@@ -29,7 +29,6 @@ BINARY: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 COMPARE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"eq": torch.eq, "le": torch.le, "lt": torch.lt}
 
 
-@lru_cache(maxsize=4096)
 def rounded(value: float, dtype: str) -> float:
     """`value` as the nearest number of `dtype`."""
     return float(torch.tensor(value, dtype=torch.float64).to(DTYPES[dtype]))
@@ -50,10 +49,15 @@ def apply(name: str, dtype: str, a: Term, b: Term) -> Term:
     return t.make("float_op", (name, dtype, a, b), "float")
 
 
-@lru_cache(maxsize=4096)
 def fold(name: str, dtype: str, a: float, b: float) -> float:
+    return _fold(name, dtype, a.hex(), b.hex())
+
+
+@lru_cache(maxsize=4096)
+def _fold(name: str, dtype: str, a: str, b: str) -> float:
+    """By the bits of its operands: 0.0 equals -0.0, but not below 1."""
     kind = DTYPES[dtype]
-    return float(BINARY[name](torch.tensor(a, dtype=kind), torch.tensor(b, dtype=kind)))
+    return float(BINARY[name](*(torch.tensor(float.fromhex(x), dtype=kind) for x in (a, b))))
 
 
 FUNCTIONS: dict[str, Callable[..., torch.Tensor]] = {

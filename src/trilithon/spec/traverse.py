@@ -63,6 +63,12 @@ def rebuild(term: Term, kids: list[Term]) -> Term:
     return _REBUILD[term.op](term, kids)
 
 
+def _recounted(old: Term, new: Term) -> Term:
+    """A summand with the counter of its own depth: sums inside it may have gone."""
+    before, after = scan_depth(old), scan_depth(new)
+    return new if before == after else substitute(new, {t.counter(before): t.counter(after)})
+
+
 _REBUILD: dict[str, Callable[[Term, list[Term]], Term]] = {
     "le0": lambda x, k: t.le(k[0], t.ZERO),
     "eq0": lambda x, k: t.eq(k[0], t.ZERO),
@@ -73,7 +79,7 @@ _REBUILD: dict[str, Callable[[Term, list[Term]], Term]] = {
     "mul": lambda x, k: t.mul(*k),
     "floor_div": lambda x, k: t.floor_div(*k),
     "mod": lambda x, k: t.mod(*k),
-    "prefix_sum": lambda x, k: t.prefix_sum(*k),
+    "prefix_sum": lambda x, k: t.prefix_sum(_recounted(x.args[0], k[0]), k[1]),
     "to_float": lambda x, k: float_term.to_float(k[0], x.args[0]),
     "float_cast": lambda x, k: float_term.cast(k[0], x.args[0]),
     "float_op": lambda x, k: float_term.apply(x.args[0], x.args[1], *k),
