@@ -6,12 +6,18 @@ from functools import cache
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn.functional import scaled_dot_product_attention
 
 from adversarial import GENUINE, NEAR_MISSES, NearMiss
-from batch import Batch, kept, loses_a_row, replays
+from batch import LONGEST, Batch, MaskFn, kept, loses_a_row, replays
+from trilithon.capture.export import capture
 from trilithon.errors import CannotLift
+from trilithon.prove.program import examine_program
 from trilithon.prove.prove import Finding, claim, examine
 from trilithon.prove.verdict import Proof, Verdict
+from trilithon.spec.masks import Causal
 
 SQUARE = [name for name, case in NEAR_MISSES.items() if case.square]
 RECTANGULAR = [name for name, case in NEAR_MISSES.items() if not case.square]
@@ -126,3 +132,39 @@ def test_genuine_masks_are_proved() -> None:
             proof = claim(program.meaning(n), g.form, program.ranges)
             assert proof.verdict is Verdict.PROVED, proof.reason
             program.assert_holds(n, proof)
+
+
+class Layers(nn.Module):
+    """Four layers of attention; `odd` is the mask of the third."""
+
+    def __init__(self, odd: MaskFn) -> None:
+        super().__init__()
+        causal = GENUINE["causal"].make
+        self.layers = nn.ModuleList(Attention(mask) for mask in (causal, causal, odd, causal))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+class Attention(nn.Module):
+    def __init__(self, mask: MaskFn) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        i = torch.arange(x.shape[2])
+        return scaled_dot_product_attention(x, x, x, attn_mask=self.mask(i[:, None], i[None, :], {}))
+
+
+@pytest.mark.parametrize("name", ["causal-one_cell", "causal-query_later", "causal-where_swapped", "window_5"])
+def test_one_odd_layer_is_told_from_the_others(name: str) -> None:
+    """And its mask is its own: no other layer's proof is taken for it."""
+    case = NEAR_MISSES[name]
+    example, shapes = {"x": torch.randn(1, 2, 6, 4)}, {"x": {2: Dim("s", min=1, max=LONGEST)}}
+    found = examine_program(capture(Layers(case.make).eval(), example, shapes).program)
+    assert [site.site.name for site in found] == [f"layers.{n}" for n in range(4)]
+    proofs = [site.proof for site in found]
+    assert all(proof is not None and proof.verdict is Verdict.PROVED for n, proof in enumerate(proofs) if n != 2)
+    assert [n for n, proof in enumerate(proofs) if proof is not None and proof.mask == Causal()] == [0, 1, 3]

@@ -71,7 +71,7 @@ def grids(keep: Term, s: int, seed: int, ones: bool) -> tuple[Tensor, dict[str, 
     return evaluate(keep, env, tables).expand(2, 2, s, s), tables
 
 
-@settings(max_examples=40 * settings().max_examples)
+@settings(max_examples=25 * settings().max_examples)
 @given(formulas)
 def test_no_false_proof(keep: Term) -> None:
     """Every proof that `examine` gives, primary or alternative, at all sizes up to 6."""
@@ -100,7 +100,7 @@ CLAIMS: list[Mask] = [
 ]
 
 
-@settings(max_examples=30 * settings().max_examples)
+@settings(max_examples=20 * settings().max_examples)
 @given(formulas, st.sampled_from(CLAIMS))
 def test_claims_agree_with_brute_force(keep: Term, mask: Mask) -> None:
     """PROVED never where brute force finds a difference; REFUTED never where the two are the same term."""
