@@ -210,10 +210,11 @@ def _operand(score: Node, i: int) -> Node:
 def _mismatch(logits: Node, score: Node, q: Node, k: Node, v: Node) -> str:
     """Why the operands are not those of an attention, or ""."""
     shapes = [x.meta["val"].shape for x in (q, k, v)]
-    if score.meta["val"].dim() == 3:
+    own, full = (list(map(str, x.meta["val"].shape)) for x in (score, logits))
+    if len(own) == len(full) and own != full:
+        return f"its scores [{', '.join(own)}] are broadcast to [{', '.join(full)}]"
+    if len(own) == 3:
         return ""
-    if [str(d) for d in logits.meta["val"].shape] != [str(d) for d in score.meta["val"].shape]:
-        return f"its scores {list(score.meta['val'].shape)} are broadcast to {list(logits.meta['val'].shape)}"
     if logits.meta["val"].dim() != 4:
         return f"its scores have rank {logits.meta['val'].dim()}, not 4 [b h s t]"
     return _broadcasts(shapes[0], (*shapes[1][:2], shapes[1][3], shapes[1][2]) if len(shapes[1]) == 4 else shapes[1], shapes[2])
