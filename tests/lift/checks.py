@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
+from itertools import product
 from types import CodeType, FrameType
 
 import torch
 
-from lift import programs, test_constants, test_floats, test_meaning, test_refusals, test_scores, test_symtensor, test_view
+from lift import (
+    programs,
+    test_constants,
+    test_flat,
+    test_floats,
+    test_meaning,
+    test_refusals,
+    test_scores,
+    test_symtensor,
+    test_view,
+)
 from lift.mutants import Mutant, definitions, mutants, target
 from lift.rows import DYNAMIC, STATIC
 from lift.rows_scores import LIFTED, REFUSED
 
 Check = Callable[[], None]
+LITERALS = test_constants.CLOSED | test_constants.OPEN
 HANDLERS = tuple(
     f"trilithon.lift.handlers.{name}"
     for name in ("create", "floats", "identity", "index", "logic", "operand", "pointwise", "scan", "shape", "view")
@@ -25,54 +37,44 @@ OTHERS = (
 )
 
 
+def each(test: Callable[..., None], rows: Iterable[object], *more: object) -> dict[str, Check]:
+    """A parametrized test as one check a row; a row of several parameters is a tuple."""
+    named = {row: row if isinstance(row, tuple) else (row,) for row in rows}
+    return {f"{test.__name__} {row}": partial(test, *parameters, *more) for row, parameters in named.items()}
+
+
 @cache
 def checks() -> dict[str, Check]:
     """Cheap ones first."""
     made = test_refusals.made()
-    literals = test_constants.CLOSED | test_constants.OPEN
-    return {
-        **{f"row {name}": partial(programs.check_fixed, name) for name in STATIC | DYNAMIC},
-        **{f"refusal {name}": partial(test_refusals.test_refuses, name, made) for name in test_refusals.REFUSALS},
-        **{f"obliged {name}": partial(test_refusals.test_what_must_be_proved, name, made) for name in test_refusals.OBLIGED},
-        "inside its axis": partial(test_refusals.test_obligations_of_a_running_sum_speak_of_its_own_axis, made),
-        **{f"undecomposed {name}": partial(programs.check_undecomposed, name) for name in programs.UNDECOMPOSED},
-        "unequal products": test_view.test_other_products_are_refused,
-        **{
-            f"known {name}": partial(test_symtensor.test_what_is_known_to_be_nonnegative, name) for name in test_symtensor.KNOWN
-        },
-        **{
-            f"required {name}": partial(test_symtensor.test_obligations_come_together, name) for name in test_symtensor.REQUIRED
-        },
-        "two handlers": test_refusals.test_two_handlers_for_one_op_are_refused,
-        **{f"quotient {name}": partial(test_view.test_quotient_and_remainder, name) for name in test_view.DIVISIONS},
-        **{f"groups {name}": partial(test_view.test_axes_are_grouped_by_their_products, name) for name in test_view.GROUPS},
-        **{
-            f"floats {name} {dtype}": partial(test_floats.test_integers_compare_as_floats_do, name, dtype)
-            for name in test_floats.COMPARE
-            for dtype in ("bfloat16", "float16", "float32")
-        },
-        **{
-            f"number {name} {number}": partial(test_floats.test_integers_compare_with_numbers, name, number)
-            for name in test_floats.COMPARE
-            for number in (2.0, -3.0, 0.5, torch.inf, torch.nan)
-        },
-        **{f"fraction {x}": partial(test_floats.test_floats_lose_their_fraction, x) for x in (2.75, -2.75, 2.0**53 - 1)},
-        **{f"stays {x}": partial(test_floats.test_floats_that_no_integer_may_hold_stay, x) for x in (2.0**53, torch.nan)},
-        "two floats": test_floats.test_two_float_types_are_not_compared_as_integers,
-        **{
-            f"integers {op}_{kind}": partial(test_floats.test_integers_are_compared_as_integers, f"{op}_{kind}")
-            for op in ("eq", "lt", "le")
-            for kind in ("ints", "bools")
-        },
-        **{f"literal {name}": partial(test_constants.test_literal_index_gives_the_literal, x) for name, x in literals.items()},
-        **{f"call {name}": partial(test_meaning.test_what_a_call_means, name) for name in test_meaning.ROWS},
-        **{f"odd call {name}": partial(test_meaning.test_what_is_refused, name) for name in test_meaning.REFUSED},
-        **{f"closed {name}": partial(test_constants.test_closed_form_is_exact, name) for name in test_constants.CLOSED},
-        **{f"open {name}": partial(test_constants.test_other_data_is_a_table, name) for name in test_constants.OPEN},
-        **{f"scores {name}": partial(test_scores.test_scores_are_put_together_again, name) for name in LIFTED},
-        **{f"odd scores {name}": partial(test_scores.test_other_scores_are_refused, name) for name in REFUSED},
-        **{f"dynamic {name}": partial(programs.check_dynamic, name) for name in DYNAMIC},
-    }
+    return (
+        each(programs.check_fixed, STATIC | DYNAMIC)
+        | each(test_refusals.test_refuses, test_refusals.REFUSALS, made)
+        | each(test_refusals.test_what_must_be_proved, test_refusals.OBLIGED, made)
+        | each(test_refusals.test_obligations_of_a_running_sum_speak_of_its_own_axis, [()], made)
+        | each(test_refusals.test_two_handlers_for_one_op_are_refused, [()])
+        | each(programs.check_undecomposed, programs.UNDECOMPOSED)
+        | each(test_view.test_quotient_and_remainder, test_view.DIVISIONS)
+        | each(test_view.test_axes_are_grouped_by_their_products, test_view.GROUPS)
+        | each(test_view.test_other_products_are_refused, [()])
+        | each(test_symtensor.test_what_is_known_to_be_nonnegative, test_symtensor.KNOWN)
+        | each(test_symtensor.test_obligations_come_together, test_symtensor.REQUIRED)
+        | each(test_floats.test_integers_compare_as_floats_do, product(test_floats.COMPARE, ("bfloat16", "float16", "float32")))
+        | each(test_floats.test_integers_compare_with_numbers, product(test_floats.COMPARE, (2.0, -3.0, 0.5, torch.inf)))
+        | each(test_floats.test_floats_lose_their_fraction, (2.75, -2.75, 2.0**53 - 1))
+        | each(test_floats.test_floats_that_no_integer_may_hold_stay, (2.0**53, torch.nan))
+        | each(test_floats.test_two_float_types_are_not_compared_as_integers, [()])
+        | each(test_floats.test_integers_are_compared_as_integers, ("eq_ints", "lt_ints", "le_ints", "lt_bools", "le_bools"))
+        | each(test_meaning.test_what_a_call_means, test_meaning.ROWS)
+        | each(test_meaning.test_what_is_refused, test_meaning.REFUSED)
+        | each(test_constants.test_closed_form_is_exact, test_constants.CLOSED)
+        | each(test_constants.test_other_data_is_a_table, test_constants.OPEN)
+        | each(test_scores.test_scores_are_put_together_again, LIFTED)
+        | each(test_scores.test_other_scores_are_refused, REFUSED)
+        | each(test_flat.test_flat_scores_are_put_together_again, test_flat.ROWS)
+        | each(programs.check_dynamic, DYNAMIC)
+        | {f"literal {name}": partial(test_constants.test_literal_index_gives_the_literal, x) for name, x in LITERALS.items()}
+    )
 
 
 @cache

@@ -78,6 +78,8 @@ REFUSED: dict[str, tuple[Logits, str]] = {
     ),
     "scores_of_the_first_key": (lambda w, i, j, x: torch.where(j <= i, w, w[..., :1]), "mixes scores of other"),
     "scores_of_another_head": (lambda w, i, j, x: torch.where(j <= i, w, w.flip(1)), "mixes scores of other"),
+    "lost_in_a_sum": (lambda w, i, j, x: w + (causal(i, j) + 1e30) - 1e30, "it turns its scores into"),
+    "lost_in_a_difference": (lambda w, i, j, x: w - 1e30 + torch.where(j <= i, 1e30, -INF), "it turns its scores into"),
     "times_zero": (lambda w, i, j, x: w * 0.0 + causal(i, j), "it adds 0, which is a bias"),
     "divided_by_zero": (lambda w, i, j, x: w / 0.0 + causal(i, j), "it turns its scores into"),
     "negated_after_mask": (

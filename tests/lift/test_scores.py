@@ -70,12 +70,13 @@ def reconstructed(meaning: Meaning, score: Tensor, given: X) -> tuple[Tensor, Te
     env: dict[str, Tensor | int] = {d.args[0]: n for d, n in zip(meaning.dims, sizes, strict=True) if d.op == "var"}
     for axis, (name, n) in enumerate(zip("bhqk", sizes, strict=True)):
         env[name] = torch.arange(n).view([-1 if i == axis else 1 for i in range(4)])
+    read = {**meaning.constants, **given}
     value = meaning.scale * score.double()
     if meaning.softcap is not None:
         value = meaning.softcap * torch.tanh(value / meaning.softcap)
     if meaning.bias is not None:
-        value = value + evaluate(meaning.bias.formula, env, given)
-    return evaluate(meaning.keep, env, given).expand(sizes), value
+        value = value + evaluate(meaning.bias.formula, env, read)
+    return evaluate(meaning.keep, env, read).expand(sizes), value
 
 
 @pytest.mark.parametrize("name", LIFTED)

@@ -94,7 +94,7 @@ class Question:
         try:
             return cls(fingerprint((PROVER, held, known, assume), names), names)
         except TypeError as error:
-            log.debug("this question is not cached: %s", error)
+            log.warning("a proof is not cached: %s", error)
             return None
 
 

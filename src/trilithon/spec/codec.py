@@ -188,6 +188,8 @@ class _Fingerprint:
             return _hash(type(value).__name__, str(value))
         if isinstance(value, (tuple, list)):
             return _hash("tuple", *map(self, value))
+        if isinstance(value, frozenset):
+            return _hash("set", *sorted(map(self, value)))
         if isinstance(value, Mapping):
             return _hash("dict", *sorted(self(item) for item in value.items()))
         if isinstance(value, Tensor):
