@@ -14,9 +14,9 @@ from trilithon.capture import hf
 IDS, POSITIONS, MASK = ("input_ids",), ("input_ids", "position_ids"), ("input_ids", "attention_mask")
 PADDED = Padding("attention_mask")
 CASES: list[tuple[str, tuple[str, ...], Mask, str | None]] = [
-    *[(name, IDS, Causal(), None) for name in ("qwen2.5", "qwen3", "llama-3.2", "gpt2")],
-    *[(name, POSITIONS, Causal(), "consecutive") for name in ("qwen2.5", "qwen3", "llama-3.2", "gpt2")],
-    *[(name, MASK, Causal() & PADDED, None) for name in ("qwen2.5", "qwen3", "llama-3.2", "gpt2")],
+    ("llama-3.2", IDS, Causal(), None),
+    ("llama-3.2", POSITIONS, Causal(), "consecutive"),
+    ("llama-3.2", MASK, Causal() & PADDED, None),
     ("mistral", IDS, SlidingWindow(6), None),
     ("mistral", POSITIONS, SlidingWindow(6), "consecutive"),
     ("mistral", MASK, SlidingWindow(6) & PADDED, None),
@@ -50,8 +50,7 @@ def test_every_site_is_proved(name: str, inputs: tuple[str, ...], mask: Mask, gu
         assert site.kind == ("sdpa" if attention == "sdpa" else "decomposed")
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["qwen2.5", "gpt2", "mistral"])
+@pytest.mark.parametrize(("name", "attention"), [("qwen2.5", "sdpa"), ("gpt2", "eager"), ("mistral", "sdpa")])
 def test_compiled_call_equals_eager_in_every_mode(name: str, attention: str) -> None:
     model = tiny(name, attention)
     llm = trilithon.compile(model, max_tokens=64)

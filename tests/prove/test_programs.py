@@ -131,17 +131,6 @@ ALONE = ("two_softmaxes", "below_row_maximum")  # their guards would hold up the
 NO_SITE = ("scores_of_another_head", "scores_transposed", "softmax_over_queries", "all_negated")  # not seen as attention
 TOGETHER = tuple(name for name in ROWS if name not in ALONE)
 
-# Rows that fail so far: the claim is proved; and those of which a wrong program is made.
-PROVED_SO_FAR = {
-    "float_number_beside_a_bias": "the obligation on a float made an integer is dropped when its term cancels out",
-}
-LOWERED_SO_FAR = {name: PROVED_SO_FAR[name] for name in ()}
-
-
-def rows(known: dict[str, str]) -> list[object]:
-    mark = pytest.mark.xfail
-    return [pytest.param(name, marks=mark(strict=True, reason=known[name]) if name in known else ()) for name in ROWS]
-
 
 class Attends(nn.Module):
     def __init__(self, attend: Attend) -> None:
@@ -193,7 +182,7 @@ def group_of(name: str) -> tuple[str, ...]:
     return (name,) if name in ALONE else TOGETHER
 
 
-@pytest.mark.parametrize("name", rows(PROVED_SO_FAR))
+@pytest.mark.parametrize("name", ROWS)
 def test_the_false_claim_is_not_proved(name: str) -> None:
     program = exported(group_of(name))
     sites = [site for site in find_sites(program.graph) if site.name == f"parts.{name}"]
@@ -216,7 +205,7 @@ def outputs(names: tuple[str, ...]) -> tuple[X, X]:
         return eager_ones, eager_ones
 
 
-@pytest.mark.parametrize("name", rows(LOWERED_SO_FAR))
+@pytest.mark.parametrize("name", ROWS)
 def test_the_lowered_program_gives_what_eager_gives(name: str) -> None:
     expected, given = outputs(group_of(name))
     torch.testing.assert_close(given[name], expected[name], rtol=1e-4, atol=1e-4, equal_nan=True)

@@ -44,9 +44,11 @@ def test_same_values(name: str, attention: str, ones: bool) -> None:
         padding = torch.ones(b, s, dtype=torch.int64) if ones else right_padded(b, s)
         calls[key] = torch.randint(3, 60, (b, s)) if "ids" in key else padding
     rewritten = lower(program)
-    expected = program.module()(**calls)
+    with torch.no_grad():  # with gradients, SDPA lays its result out in a way that the export did not see
+        expected = program.module()(**calls)
     try:
-        got = rewritten.module()(**calls)
+        with torch.no_grad():
+            got = rewritten.module()(**calls)
     except RuntimeError as broken:
         assert not ones
         if "all ones" not in str(broken):

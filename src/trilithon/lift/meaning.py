@@ -107,7 +107,7 @@ def _lift(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Me
         scale=site.softmax_scale if leaves.scale is None else leaves.scale,
         drops=tuple(drops),
         needs_key=not (zero_rows and leaves.drops <= {-math.inf}),
-        obligations=tuple(o for o in lifter.obligations.values() if leaves.bias is None or _concerns(keep, o)),
+        obligations=tuple(o for o in lifter.obligations.values() if _concerns(keep, leaves.bias, o)),
         tables=lifter.table_shapes,
         constants=lifter.data,
         bias=_named_bias(site, leaves, lifter.targets),
@@ -150,10 +150,12 @@ def _named_bias(site: Site, leaves: Leaves, own: Mapping[str, str]) -> Bias | No
     return bias
 
 
-def _concerns(keep: Term, obligation: Obligation) -> bool:
-    """Does an obligation bear on which cells are kept? Not if it is about a float made an integer that `keep` lacks."""
+def _concerns(keep: Term, bias: Term | None, obligation: Obligation) -> bool:
+    """Does an obligation bear on which cells are kept? Not if it is about a float made an integer for the bias alone."""
     floats = {x for x in walk([obligation.term]) if x.op == "to_int"}
-    return not floats or bool(floats & set(walk([keep])))
+    if not floats or bias is None:
+        return True
+    return not floats <= set(walk([bias])) or bool(floats & set(walk([keep])))
 
 
 def _lifter(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Lifter:

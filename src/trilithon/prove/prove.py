@@ -98,7 +98,10 @@ def _guard_sets(meaning: Meaning, assume: tuple[Assumption, ...]) -> list[tuple[
 
 
 def claim(meaning: Meaning, mask: Mask, ranges: Ranges, assume: tuple[Assumption, ...] = (), seconds: float = 10.0) -> Proof:
-    """Prove or refute that the site's mask is exactly `mask`."""
+    """Prove or refute that the site's mask is exactly `mask`; unknown where that reads a table which the site does not."""
+    others = sorted(tables(mask.at_sizes(meaning.dims[2], meaning.dims[3])) - meaning.tables.keys())
+    if others:
+        return Proof(mask, Verdict.UNKNOWN, assume, reason=f"the site's mask does not read {', '.join(others)}")
     return _Attempt.of(meaning, ranges, assume, seconds).prove(mask)
 
 
