@@ -11,6 +11,7 @@ import types
 import typing
 
 if typing.TYPE_CHECKING:
+    from trilithon.artefact import load
     from trilithon.capture.hf import load_model, load_tokenizer
     from trilithon.compiled import Compiled
     from trilithon.compiler import compile, explain, lower
@@ -49,6 +50,7 @@ if typing.TYPE_CHECKING:
     )
 
 _HOMES = {
+    "artefact": "load",
     "capture.hf": "load_model load_tokenizer",
     "compiled": "Compiled",
     "compiler": "compile explain lower",
@@ -101,6 +103,7 @@ __all__ = [
     "attention_mask",
     "compile",
     "explain",
+    "load",
     "load_model",
     "load_tokenizer",
     "lower",

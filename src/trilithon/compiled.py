@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from trilithon.errors import CannotCache
+from trilithon.errors import CannotCache, CannotLower
 from trilithon.report.report import Report
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.generate import Streamer, generate, stream
@@ -24,6 +25,8 @@ class Compiled:
     Attributes:
         report: what was proved, rewritten and chosen.
         max_tokens: capacity of a row of the KV cache, prompt and generated tokens together.
+        defaults: arguments of `generate` that the model's own configuration gives.
+        cached: prefill and decode over the KV cache, or the reason why there is none.
     """
 
     def __init__(
@@ -37,9 +40,9 @@ class Compiled:
         defaults: dict[str, Any],
     ) -> None:
         self.report = report
-        self.reports = {next(iter(programs)): report}
-        self.max_tokens = max_tokens
-        self._programs, self._build, self._decoder, self._defaults = programs, build, decoder, defaults
+        self.reports = dict.fromkeys(programs, report)
+        self.max_tokens, self.defaults = max_tokens, defaults
+        self._programs, self._build, self.cached = programs, build, decoder
 
     def __call__(self, input_ids: Tensor | None = None, **tensors: Tensor) -> Any:
         """The model's output without a cache, e.g. logits `[b s v]` of a causal LM.
@@ -65,15 +68,30 @@ class Compiled:
             if set(inputs) == set(names):
                 return program
         if self._build is None:
-            return next(iter(self._programs.values()))  # it says what it takes
+            return self.program  # it says what it takes
         program, report = self._build(names)
         self._programs[program.inputs], self.reports[program.inputs] = program, report
         return program
 
     @property
     def program(self) -> Program:
-        """The call that was compiled first, as its fast and its general module."""
+        """The call that was compiled first, as its fast and its general module.
+
+        Raises:
+            CannotLower: it was loaded from a folder that holds no program for single calls.
+        """
+        if not self._programs:
+            raise CannotLower(
+                "cannot run a single call",
+                why="only prefill and decode were saved",
+                todo="use generate; or call the compiled model once before it is saved, and that call is saved too",
+            )
         return next(iter(self._programs.values()))
+
+    @property
+    def programs(self) -> list[Program]:
+        """Every call that was compiled."""
+        return list(self._programs.values())
 
     @property
     def decoder(self) -> CachedDecoder:
@@ -82,9 +100,9 @@ class Compiled:
         Raises:
             CannotCache: no cache could be inserted soundly; says which node stands in the way.
         """
-        if isinstance(self._decoder, CannotCache):
-            raise self._decoder
-        return self._decoder
+        if isinstance(self.cached, CannotCache):
+            raise self.cached
+        return self.cached
 
     @property
     def guard_failures(self) -> int:
@@ -104,12 +122,18 @@ class Compiled:
             InputError, CapacityExceeded: an argument is wrong, or does not fit `max_tokens`.
         """
         decoder = self.decoder
-        return generate(decoder, input_ids, streamer=streamer, **{**self._defaults, **arguments})
+        return generate(decoder, input_ids, streamer=streamer, **{**self.defaults, **arguments})
 
     def stream(self, input_ids: Tensor, **arguments: Unpack[GenerateArguments]) -> Iterator[Tensor]:
         """Yield the new tokens `[b]` of each step as they are made; arguments as in `generate`."""
-        return stream(self.decoder, input_ids, **{**self._defaults, **arguments})
+        return stream(self.decoder, input_ids, **{**self.defaults, **arguments})
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the engines and all else that `trilithon.load` needs; see `trilithon.artefact.save`."""
+        from trilithon.artefact import save
+
+        return save(self, folder)
 
     def __repr__(self) -> str:
-        cache = "no cache" if isinstance(self._decoder, CannotCache) else f"cache of {self.max_tokens} tokens"
+        cache = "no cache" if isinstance(self.cached, CannotCache) else f"cache of {self.max_tokens} tokens"
         return f"<trilithon.Compiled {self.report.model}: {len(self.report.sites)} attention sites, {cache}>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from trilithon.caching import cache_notes, capacity, make_decoder
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
 from trilithon.compiled import Compiled
-from trilithon.errors import CannotCache, InputError
 from trilithon.lower.backend import lower_module, resolve_backend
+from trilithon.lower.inputs import sequence_inputs
 from trilithon.options import Options
 from trilithon.prove.cache import default_cache
 from trilithon.prove.program import Examined, examine_program, prover_of, size_ranges
@@ -23,16 +24,14 @@ from trilithon.report.build import canonical_heads, site_report, size_names, ver
 from trilithon.report.promises import broken_promises
 from trilithon.report.report import Report
 from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
-from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
 from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import fake_inputs, input_names, unlift
-from trilithon.runtime.decoder import CachedDecoder, CachedModules
-from trilithon.runtime.program import Program, expected_inputs
-from trilithon.runtime.verify import verify_decoder, verify_program
+from trilithon.runtime.decoder import CachedDecoder
+from trilithon.runtime.program import Deferred, Program, expected_inputs
+from trilithon.runtime.verify import verify_program
 from trilithon.spec.assumption import Assumption
 
 Example = Mapping[str, Any]
-DEFAULT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -181,21 +180,22 @@ def compile(
     """
     if isinstance(model, str):
         model = hf.load_model(model)
-    max_tokens = _capacity(model, max_tokens)
+    max_tokens = capacity(model, max_tokens)
     backend = resolve_backend(backend)
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
         example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
-        return _program(analyse(model, example, shapes, tuple(assume), options), backend, options)
+        return _program(analyse(model, example, shapes, tuple(assume), options), backend, options, max_tokens)
 
     if example_kwargs is None and hf.is_hf(model):
         example_kwargs, dynamic_shapes = hf.example_for(model, hf.usual_inputs(model))  # type: ignore[arg-type]
     analysis = analyse(model, example_kwargs, dynamic_shapes, tuple(assume), options)
-    program, report = _program(analysis, backend, options)
-    decoder = _decoder(model, analysis.rewritten, analysis.guards, max_tokens, backend, options)
+    decoder = make_decoder(model, analysis.rewritten, analysis.guards, max_tokens, backend, options)
+    defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
+    program, report = _program(analysis, backend, options, max_tokens, defer=defer)
     return Compiled(
         programs={program.inputs: program},
-        report=replace(report, notes=(*report.notes, *_cache_notes(decoder))),
+        report=replace(report, notes=(*report.notes, *cache_notes(decoder))),
         build=build if hf.is_hf(model) else None,
         decoder=decoder,
         max_tokens=max_tokens,
@@ -203,72 +203,28 @@ def compile(
     )
 
 
-def _program(analysis: Analysis, backend: str, options: Options) -> tuple[Program, Report]:
-    """Lower one captured call, rewritten, and verify it against the captured program."""
+def _program(
+    analysis: Analysis, backend: str, options: Options, max_tokens: int, *, defer: bool = False
+) -> tuple[Program, Report]:
+    """Lower one captured call, rewritten, and verify it against the captured program; with `defer` when first called."""
     started = time.perf_counter()
     captured = analysis.captured.program
     general, _ = rewrite(captured, (), prover_of(captured))
     held, fast = fake_inputs(captured), unlift(analysis.rewritten)
     device = next((w.device for w in fast.buffers()), torch.device("cpu"))
+    inputs = sequence_inputs(held, options.max_batch, max_tokens)
+
+    def lowered() -> Callable[..., Any]:
+        return lower_module(fast, backend, options, role="sequence", name="sequence", inputs=inputs)
+
     program = Program(
         expected=expected_inputs(held, analysis.report.ranges),
-        fast=lower_module(fast, backend, options, role="sequence"),
+        fast=Deferred(lowered) if defer else lowered(),
         general=unlift(general),
         guards=analysis.guards,
         when_guard_fails=options.when_guard_fails,
     )
-    if options.verify:
+    if options.verify and not defer:
         verify_program(program, held, device, rows=min(2, options.max_batch))
     seconds = {**analysis.report.seconds, "lower and verify": time.perf_counter() - started}
     return program, replace(analysis.report, seconds=seconds, notes=(f"backend: {backend}",))
-
-
-def _decoder(
-    model: Any, program: ExportedProgram, guards: tuple[Assumption, ...], max_tokens: int, backend: str, options: Options
-) -> CachedDecoder | CannotCache:
-    """Prefill and decode with a static KV cache, or the reason why not."""
-    if not hf.is_causal_lm(model):
-        return _no_cache(model, "it is not a Hugging Face causal LM")
-    for assumption in guards:  # the decoder makes position_ids itself, so these it meets by construction
-        if (assumption.table, assumption.kind) not in (("position_ids", "consecutive"), ("position_ids", "bounded")):
-            return _no_cache(model, f"its masks were proved only if {assumption.text}")
-    try:
-        kept = cache_shapes(program)
-    except CannotCache as refusal:
-        return refusal
-    modules = CachedModules(
-        prefill=lower_module(insert_cache(program, decode=False, padded=False), backend, options, role="sequence"),
-        prefill_padded=lower_module(insert_cache(program, decode=False, padded=True), backend, options, role="sequence"),
-        decode=lower_module(insert_cache(program, decode=True, padded=True), backend, options, role="step"),
-    )
-    device = next(model.parameters()).device
-    graphs = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
-    decoder = CachedDecoder(modules, kept, max_tokens, options.max_batch, device, graphs)
-    if options.verify:
-        verify_decoder(decoder, model)
-    return decoder
-
-
-def _capacity(model: Any, max_tokens: int | None) -> int:
-    """The capacity of the KV cache: within the positions that the masks are proved for."""
-    most = hf.max_positions(model) if hf.is_hf(model) else max(DEFAULT_TOKENS, max_tokens or 0)
-    if max_tokens is None:
-        return min(DEFAULT_TOKENS, most)
-    if not 2 <= max_tokens <= most:
-        raise InputError(
-            f"max_tokens={max_tokens} must be between 2 and {most}",
-            why="the model has no more positions" if max_tokens > most else "a prompt and one generated token need two",
-            todo=f"pass max_tokens={min(max(max_tokens, 2), most)}",
-        )
-    return max_tokens
-
-
-def _no_cache(model: Any, why: str) -> CannotCache:
-    return CannotCache(f"{type(model).__name__} has no KV cache", why=why, todo="call it for its output instead of generate")
-
-
-def _cache_notes(decoder: CachedDecoder | CannotCache) -> tuple[str, ...]:
-    if isinstance(decoder, CannotCache):
-        return (f"no KV cache: {decoder.why}" + (f" (at {decoder.where})" if decoder.where else ""),)
-    rows = "1 row" if decoder.max_batch == 1 else f"{decoder.max_batch} rows"
-    return (f"KV cache: {decoder.cache_tokens} tokens x {rows}, {decoder.cache_bytes / 1e6:.1f} MB",)

@@ -9,6 +9,7 @@ from trilithon.errors import InputError
 
 Backend = Literal["auto", "eager", "native", "tensorrt"]
 BACKENDS = ("auto", "eager", "native", "tensorrt")
+FORMS = ("auto", "fused", "decomposed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,9 @@ class Options:
         cuda_graphs: replay decode steps as CUDA graphs; None = on a GPU only.
         verify: run each compiled program once against eager before handing it out.
         max_batch: rows that the KV cache holds.
+        gpu: what TensorRT builds engines for, e.g. "sm80"; None = the GPU at hand.
+        attention: how TensorRT attends. "auto" takes its fused attention layer where that is right, else matmul, softmax,
+            matmul, and the report says why; "fused" raises where the layer cannot serve; "decomposed" never uses it.
     """
 
     solver_seconds: float = 10.0
@@ -32,6 +36,8 @@ class Options:
     cuda_graphs: bool | None = None
     verify: bool = True
     max_batch: int = 1
+    gpu: str | None = None
+    attention: Literal["auto", "fused", "decomposed"] = "auto"
 
     def __post_init__(self) -> None:
         if self.solver_seconds <= 0:
@@ -40,6 +46,9 @@ class Options:
             raise InputError(f"when_guard_fails={self.when_guard_fails!r} must be 'general' or 'raise'")
         if self.max_batch < 1:
             raise InputError(f"max_batch={self.max_batch} must be at least 1")
+
+        if self.attention not in FORMS:
+            raise InputError(f"attention={self.attention!r} must be one of {', '.join(FORMS)}")
 
     def __repr__(self) -> str:
         changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]

@@ -24,6 +24,7 @@ from trilithon.compiled import Compiled
 from trilithon.compiler import compile as compile_model
 from trilithon.errors import InputError, TrilithonError
 from trilithon.lower.backend import lower_module, resolve_backend
+from trilithon.lower.inputs import Input, rows, tokens
 from trilithon.options import Options
 from trilithon.prove.verdict import Verdict
 
@@ -128,9 +129,12 @@ class _Contest:
         return lambda: self.model.generate(self.ids, **arguments)  # type: ignore[operator]
 
     def _kept(self) -> Callable[[], Tensor]:
-        general = self._last_token.program.general
-        backend = resolve_backend(self.backend)
-        return self._without_cache(lower_module(general, backend, self.options, role="sequence"))  # type: ignore[arg-type]
+        program, backend = self._last_token.program, resolve_backend(self.backend)
+        b, s = self.ids.shape
+        sizes = (rows(b), tokens(s + self.new_tokens))
+        inputs = tuple(Input(name, expected.dtype, sizes) for name, expected in program.expected.items())
+        general: Any = program.general
+        return self._without_cache(lower_module(general, backend, self.options, role="sequence", name="kept", inputs=inputs))
 
     def _causal(self) -> Callable[[], Tensor]:
         open_sites = [s for s in self._last_token.report.sites if s.verdict is not Verdict.PROVED]
@@ -153,7 +157,10 @@ class _Contest:
         only_last = _last_only(self.model)
         shapes |= dict.fromkeys(only_last)
         example |= only_last
-        return compile_model(self.model, example, dynamic_shapes=shapes, backend=self.backend, options=self.options)
+        most = self.ids.shape[1] + self.new_tokens
+        return compile_model(
+            self.model, example, max_tokens=most, dynamic_shapes=shapes, backend=self.backend, options=self.options
+        )
 
     def _without_cache(self, logits: LogitsOf) -> Callable[[], Tensor]:
         @torch.no_grad()

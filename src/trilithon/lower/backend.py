@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule
 
-from trilithon.errors import CannotLower, InputError
+from trilithon.errors import InputError
+from trilithon.lower.inputs import Input
 from trilithon.lower.native.lower import lower_native
 from trilithon.options import BACKENDS, Options
 
@@ -25,26 +26,32 @@ def resolve_backend(name: str) -> str:
     if name not in BACKENDS:
         raise InputError(f"unknown backend {name!r}", todo=f"choose one of {', '.join(BACKENDS)}")
     if name == "tensorrt":
-        raise CannotLower(
-            "cannot lower with backend 'tensorrt'",
-            why="this version builds no TensorRT engines yet",
-            todo="use backend='native', or 'auto'",
-        )
+        from trilithon.lower.tensorrt.library import library
+
+        library()
     return "native" if name == "auto" else name
 
 
-def lower_module(gm: GraphModule, backend: str, options: Options, *, role: Role) -> Callable[..., Any]:
+def lower_module(
+    gm: GraphModule, backend: str, options: Options, *, role: Role, name: str, inputs: tuple[Input, ...]
+) -> Callable[..., Any]:
     """A canonical module as something fast to call.
 
     Args:
         gm: made by `unlift` or `insert_cache`; it is changed.
-        backend: "native" or "eager".
-        options: whether to use Inductor.
+        backend: "native", "eager" or "tensorrt".
+        options: whether to use Inductor; what TensorRT builds for.
+        name: of the program, e.g. "decode".
+        inputs: what it takes.
         role: "step": one token, static shapes, run many times: compiled by Inductor on a GPU. "sequence": any number
             of tokens: compiled only if the options ask for it, once for all lengths.
     """
     if backend == "eager":
         return gm
+    if backend == "tensorrt":
+        from trilithon.lower.tensorrt.lower import lower_tensorrt
+
+        return lower_tensorrt(gm, inputs, name, options)
     lowered = lower_native(gm)
     device = next((b.device for b in gm.buffers()), torch.device("cpu"))
     wanted = device.type == "cuda" and role == "step" if options.inductor is None else options.inductor

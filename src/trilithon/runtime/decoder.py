@@ -17,10 +17,13 @@ Module = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class CachedModules:
-    """The three programs that `insert_cache` makes, lowered; each takes `(ids, positions, start, key_mask, *caches)`."""
+    """The programs that `insert_cache` makes, lowered; each takes `(ids, positions, start, key_mask, *caches)`.
+
+    `prefill_padded` is for rows of unlike lengths; None where the cache holds one row.
+    """
 
     prefill: Module
-    prefill_padded: Module
+    prefill_padded: Module | None
     decode: Module
 
 
@@ -73,7 +76,7 @@ class CachedDecoder:
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, pad: Tensor) -> Tensor:
-        """Fill the cache with a prompt, from empty.
+        """Fill the cache with a prompt, from empty. Padding that all rows share is cut off.
 
         Args:
             input_ids: `[b s]` int64, left padded.
@@ -91,16 +94,19 @@ class CachedDecoder:
                 f"{b} rows do not fit a cache of {self.max_batch}",
                 todo=f"compile with Options(max_batch={b})",
             )
+        shared = int(pad.min())
+        input_ids, pad, s = input_ids[:, shared:], pad - shared, s - shared
         self._check_room(s, already=0)
         step = self._step(b)
         column = torch.arange(self.cache_tokens, device=self.device)
         step.key_mask.copy_(column >= pad[:, None])
         step.positions.copy_((s - pad)[:, None])
         positions = (column[:s] - pad[:, None]).clamp_min(0)
-        padded = bool(pad.any())
-        module = self.modules.prefill_padded if padded else self.modules.prefill
+        module = self.modules.prefill_padded if bool(pad.any()) else self.modules.prefill
+        assert module is not None  # one row has no padding of its own
+        key_mask = step.key_mask[:, :s] if module is self.modules.prefill_padded else step.key_mask
         self.start.zero_()
-        logits = module(input_ids, positions, self.start, step.key_mask[:, :s] if padded else step.key_mask, *self._rows(b))
+        logits = module(input_ids, positions, self.start, key_mask, *self._rows(b))
         self.start.fill_(s)
         self._used, self._batch = s, b
         return logits[:, -1]

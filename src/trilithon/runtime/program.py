@@ -72,6 +72,19 @@ def expected_inputs(held: Mapping[str, Tensor], ranges: Mapping[str, tuple[int, 
     return {name: Expected(value.dtype, tuple(axis(size) for size in value.shape)) for name, value in held.items()}
 
 
+class Deferred:
+    """A module that is lowered when it is first called."""
+
+    def __init__(self, lower: Callable[[], Module]) -> None:
+        self._lower = lower
+        self._module: Module | None = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._module is None:
+            self._module = self._lower()
+        return self._module(*arguments)
+
+
 @dataclass
 class Program:
     """One captured call of the model.
@@ -79,7 +92,7 @@ class Program:
     Attributes:
         expected: name -> what that input must be, in order.
         fast: the rewritten and lowered module; right when every guard holds.
-        general: the captured program as it was, dense masks and all; always right.
+        general: the captured program as it was, dense masks and all; always right. None where it was not kept.
         guards: what to check.
         when_guard_fails: "general" or "raise".
         guard_failures: how often a guard failed so far.
@@ -87,7 +100,7 @@ class Program:
 
     expected: Mapping[str, Expected]
     fast: Module
-    general: Module
+    general: Module | None
     guards: tuple[Assumption, ...]
     when_guard_fails: Literal["general", "raise"]
     guard_failures: int = 0
@@ -111,7 +124,7 @@ class Program:
         if failed is None:
             return self.fast(*arguments)
         self.guard_failures += 1
-        if self.when_guard_fails == "raise":
+        if self.when_guard_fails == "raise" or self.general is None:
             raise GuardFailed(
                 f"the fast program does not apply: {failed.text} does not hold",
                 why=f"the mask was proved only under this assumption, and {failed.table} breaks it",

@@ -54,6 +54,7 @@ def verify_program(program: Program, held: Mapping[str, Tensor], device: torch.d
         device: of the program's weights.
         rows: batch size of the run.
     """
+    assert program.general is not None
     generator = torch.Generator().manual_seed(0)
     arguments = [
         _canary(name, held[name], rows, program.guards, generator).to(held[name].dtype).to(device) for name in program.inputs
@@ -109,8 +110,11 @@ def verify_decoder(decoder: CachedDecoder, model: nn.Module) -> float:
     error = verify("prefill and decode", torch.stack(got, 1), want[:, prompt - 1 :])
     if prompt < 3:
         return error
-    pad = none + 2
-    padded = torch.cat([torch.zeros_like(ids[:, :2]), ids[:, : prompt - 2]], 1)
+    pads = [0, 2][-rows:]  # of one row the padding is cut off, of two rows that of the second is masked
+    pad = torch.tensor(pads, device=decoder.device)
+    padded = torch.stack([torch.cat([torch.zeros_like(row[:p]), row[: prompt - p]]) for row, p in zip(ids, pads, strict=True)])
     got = [decoder.prefill(padded, pad).clone()]
-    got += [decoder.decode(ids[:, i]).clone() for i in range(prompt - 2, total - 2)]
-    return max(error, verify("prefill and decode with left padding", torch.stack(got, 1), want[:, prompt - 3 : total - 2]))
+    row = torch.arange(rows, device=decoder.device)
+    got += [decoder.decode(ids[row, i - pad]).clone() for i in range(prompt, total)]
+    wanted = torch.stack([logits[prompt - 1 - p : total - p] for logits, p in zip(want, pads, strict=True)])
+    return max(error, verify("prefill and decode with left padding", torch.stack(got, 1), wanted))

@@ -63,6 +63,8 @@ def encode(value: Any) -> Any:
         return {"float": value.hex()}
     if isinstance(value, PLAIN):
         return value
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, tuple):
         return [encode(x) for x in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -86,11 +88,20 @@ def decode(data: Any, classes: Classes) -> Any:
         return _decode_term(data["term"])
     if "float" in data:
         return float.fromhex(data["float"])
+    if "dtype" in data:
+        return _dtype(data["dtype"])
     if "dict" in data:
         return {key: decode(x, classes) for key, x in data["dict"].items()}
     if "enum" in data:
         return classes[data["enum"]](data["value"])
     return classes[data["class"]](**{name: decode(x, classes) for name, x in data["fields"].items()})
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name} is no data type")
+    return found
 
 
 def _encode_term(term: Term) -> list[Any]:

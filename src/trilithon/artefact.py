@@ -1,0 +1,164 @@
+"""Compiled models on disk: engines, what they take, the guards, and the report, in one folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trilithon.compiled import Compiled
+from trilithon.errors import CannotCache, CannotLower, InputError
+from trilithon.lower.inputs import Axis, Input
+from trilithon.lower.tensorrt.engine import Engine
+from trilithon.lower.tensorrt.kernels import Layer
+from trilithon.lower.tensorrt.module import TensorRTModule
+from trilithon.prove.verdict import Proof, Verdict
+from trilithon.report.report import Report, SiteReport
+from trilithon.rewrite.insert_cache import CacheShape
+from trilithon.runtime import program as runtime
+from trilithon.runtime.decoder import CachedDecoder, CachedModules
+from trilithon.spec.codec import decode, encode, readable_classes
+
+MANIFEST = "trilithon.json"
+FORMAT = 1
+CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, Input, Axis, Layer, runtime.Expected, runtime.Axis)
+BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+HOW = "write one with trilithon compile MODEL --backend tensorrt --out FOLDER, or Compiled.save(FOLDER)"
+
+
+def save(compiled: Compiled, folder: str | Path) -> Path:
+    """Write what `load` reads: each engine that was built, and a manifest.
+
+    Raises:
+        CannotLower: it was not compiled for TensorRT.
+    """
+    folder = Path(folder)
+    decoder = compiled.cached
+    modules = _modules(compiled)
+    if not modules:
+        raise CannotLower(
+            f"cannot save {compiled!r}",
+            why="only TensorRT engines can be saved so far, and it has none",
+            todo="compile with backend='tensorrt'",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in modules.items():
+        if module.engine.plan.resolve() != (folder / f"{name}.plan").resolve():
+            shutil.copyfile(module.engine.plan, folder / f"{name}.plan")
+    manifest = {
+        "format": FORMAT,
+        "report": encode(_report_data(compiled.report)),
+        "max_tokens": compiled.max_tokens,
+        "defaults": compiled.defaults,
+        "engines": {name: _engine_data(module.engine) for name, module in modules.items()},
+        "programs": [_program_data(p) for p in compiled.programs if isinstance(p.fast, TensorRTModule)],
+        "cache": _refusal_data(decoder) if isinstance(decoder, CannotCache) else _cache_data(decoder),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def load(folder: str | Path, device: str | torch.device = "cuda") -> Compiled:
+    """What `Compiled.save` wrote, ready to run on a GPU of the kind it was built for.
+
+    Raises:
+        InputError: there is no such folder, or another version wrote it.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder} holds no compiled model", why=f"there is no {MANIFEST} in it", todo=HOW)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise ValueError(f"its format is {data['format']}, this version reads {FORMAT}")
+        return _compiled(data, folder, torch.device(device))
+    except BROKEN as error:
+        raise InputError(f"cannot read {path}", why=f"{type(error).__name__}: {error}", todo=HOW) from error
+
+
+def is_artefact(folder: str | Path) -> bool:
+    return (Path(folder) / MANIFEST).is_file()
+
+
+# ---------------------------------------------------------------- to plain data
+
+
+def _modules(compiled: Compiled) -> dict[str, TensorRTModule]:
+    """The engines by name."""
+    found: list[tuple[str, Any]] = [(_name(p), p.fast) for p in compiled.programs]
+    if isinstance(compiled.cached, CachedDecoder):
+        found += [(f.name, getattr(compiled.cached.modules, f.name)) for f in fields(CachedModules)]
+    return {name: module for name, module in found if isinstance(module, TensorRTModule)}
+
+
+def _name(program: runtime.Program) -> str:
+    return "-".join(program.inputs)
+
+
+def _report_data(report: Report) -> Report:
+    """Without what pictures are drawn from."""
+    sites: Any = tuple(replace(site, lifted=None) for site in report.sites)
+    return replace(report, sites=sites)
+
+
+def _engine_data(engine: Engine) -> dict[str, Any]:
+    return {f.name: encode(getattr(engine, f.name)) for f in fields(Engine) if f.name != "plan"}
+
+
+def _program_data(program: runtime.Program) -> dict[str, Any]:
+    return {"engine": _name(program), "expected": encode(dict(program.expected)), "guards": encode(program.guards)}
+
+
+def _cache_data(decoder: CachedDecoder) -> dict[str, Any]:
+    modules = [f.name for f in fields(CachedModules) if getattr(decoder.modules, f.name) is not None]
+    return {"shapes": encode(tuple(decoder.shapes)), "max_batch": decoder.max_batch, "modules": modules}
+
+
+def _refusal_data(refusal: CannotCache) -> dict[str, Any]:
+    return {"refused": {"what": refusal.what, "why": refusal.why, "todo": refusal.todo}}
+
+
+# ---------------------------------------------------------------- and back
+
+
+def _compiled(data: dict[str, Any], folder: Path, device: torch.device) -> Compiled:
+    classes = readable_classes(*CLASSES)
+    modules = {}
+    for name, engine in data["engines"].items():
+        decoded = {field: decode(value, classes) for field, value in engine.items()}
+        modules[name] = TensorRTModule(Engine(plan=folder / f"{name}.plan", **decoded))
+    report: Report = decode(data["report"], classes)
+    programs = [
+        runtime.Program(
+            expected=decode(p["expected"], classes),
+            fast=modules[p["engine"]],
+            general=None,
+            guards=decode(p["guards"], classes),
+            when_guard_fails="raise",
+        )
+        for p in data["programs"]
+    ]
+    return Compiled(
+        programs={p.inputs: p for p in programs},
+        report=replace(report, sites=list(report.sites)),
+        build=None,
+        decoder=_decoder(data["cache"], data["max_tokens"], modules, device, classes),
+        max_tokens=data["max_tokens"],
+        defaults=data["defaults"],
+    )
+
+
+def _decoder(
+    cache: dict[str, Any], max_tokens: int, modules: dict[str, TensorRTModule], device: torch.device, classes: dict[str, type]
+) -> CachedDecoder | CannotCache:
+    if "refused" in cache:
+        refused = cache["refused"]
+        return CannotCache(refused["what"], why=refused["why"], todo=refused["todo"])
+    used: dict[str, Any] = {"prefill_padded": None} | {name: modules[name] for name in cache["modules"]}
+    shapes = list(decode(cache["shapes"], classes))
+    return CachedDecoder(CachedModules(**used), shapes, max_tokens, cache["max_batch"], device, device.type == "cuda")

@@ -1,0 +1,77 @@
+"""The KV cache of a compiled model: prefill and decode made from its proved program, or the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from trilithon.capture import hf
+from trilithon.errors import CannotCache, InputError
+from trilithon.lower.backend import lower_module
+from trilithon.lower.inputs import cached_inputs
+from trilithon.options import Options
+from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
+from trilithon.runtime.decoder import CachedDecoder, CachedModules
+from trilithon.runtime.verify import verify_decoder
+from trilithon.spec.assumption import Assumption
+
+DEFAULT_TOKENS = 4096
+
+
+def make_decoder(
+    model: Any, program: ExportedProgram, guards: tuple[Assumption, ...], max_tokens: int, backend: str, options: Options
+) -> CachedDecoder | CannotCache:
+    """Prefill and decode with a static KV cache, or the reason why not."""
+    if not hf.is_causal_lm(model):
+        return _no_cache(model, "it is not a Hugging Face causal LM")
+    for assumption in guards:  # the decoder makes position_ids itself, so these it meets by construction
+        if (assumption.table, assumption.kind) not in (("position_ids", "consecutive"), ("position_ids", "bounded")):
+            return _no_cache(model, f"its masks were proved only if {assumption.text}")
+    try:
+        kept = cache_shapes(program)
+    except CannotCache as refusal:
+        return refusal
+
+    def lowered(name: str, *, step: bool, padded: bool) -> Callable[..., Any]:
+        inputs = cached_inputs(kept, max_tokens, options.max_batch, step=step, padded=padded)
+        gm = insert_cache(program, decode=step, padded=padded or step)
+        return lower_module(gm, backend, options, role="step" if step else "sequence", name=name, inputs=inputs)
+
+    modules = CachedModules(
+        prefill=lowered("prefill", step=False, padded=False),
+        prefill_padded=lowered("prefill_padded", step=False, padded=True) if options.max_batch > 1 else None,
+        decode=lowered("decode", step=True, padded=False),
+    )
+    device = next(model.parameters()).device
+    graphs = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
+    decoder = CachedDecoder(modules, kept, max_tokens, options.max_batch, device, graphs)
+    if options.verify:
+        verify_decoder(decoder, model)
+    return decoder
+
+
+def capacity(model: Any, max_tokens: int | None) -> int:
+    """The capacity of the KV cache: within the positions that the masks are proved for."""
+    most = hf.max_positions(model) if hf.is_hf(model) else max(DEFAULT_TOKENS, max_tokens or 0)
+    if max_tokens is None:
+        return min(DEFAULT_TOKENS, most)
+    if not 2 <= max_tokens <= most:
+        raise InputError(
+            f"max_tokens={max_tokens} must be between 2 and {most}",
+            why="the model has no more positions" if max_tokens > most else "a prompt and one generated token need two",
+            todo=f"pass max_tokens={min(max(max_tokens, 2), most)}",
+        )
+    return max_tokens
+
+
+def _no_cache(model: Any, why: str) -> CannotCache:
+    return CannotCache(f"{type(model).__name__} has no KV cache", why=why, todo="call it for its output instead of generate")
+
+
+def cache_notes(decoder: CachedDecoder | CannotCache) -> tuple[str, ...]:
+    if isinstance(decoder, CannotCache):
+        return (f"no KV cache: {decoder.why}" + (f" (at {decoder.where})" if decoder.where else ""),)
+    rows = "1 row" if decoder.max_batch == 1 else f"{decoder.max_batch} rows"
+    return (f"KV cache: {decoder.cache_tokens} tokens x {rows}, {decoder.cache_bytes / 1e6:.1f} MB",)

@@ -1,0 +1,53 @@
+"""The command line: `trilithon explain | compile | generate | bench | demo | doctor`.
+
+Nothing heavy is imported before a command runs, so that `trilithon --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from trilithon.cli.bench import ALL, bench, demo
+from trilithon.cli.common import app
+from trilithon.cli.explain import explain
+from trilithon.cli.generate import generate
+from trilithon.errors import TrilithonError
+
+__all__ = ["ALL", "app", "bench", "demo", "doctor", "explain", "generate", "main"]
+
+
+def main() -> None:
+    """Run the command line; an error of Trilithon's is its text on stderr and exit code 1."""
+    try:
+        app()
+    except TrilithonError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"trilithon {metadata.version('trilithon')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Print versions, devices, and what each backend can do here, or why it cannot."""
+    from json import dumps
+
+    from trilithon.bench.doctor import as_text, diagnose
+
+    found = diagnose()
+    print(dumps(found, indent=2) if json else as_text(found))

@@ -1,0 +1,5 @@
+"""`python -m trilithon.cli`."""
+
+from trilithon.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""`trilithon generate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from trilithon.cli.common import Backend, Device, Dtype, Layers, Model, NoCache, app, load
+from trilithon.errors import InputError
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue, for a model that has a tokenizer.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Continue so many random tokens instead of a text.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; above it, tokens are drawn.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 = from all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability together.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of drawn tokens, random prompts and random weights.")] = 0,
+    eos: Annotated[bool, typer.Option(help="Stop at the model's end-of-text token.")] = True,
+    backend: Backend = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+    layers: Layers = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Capacity of the KV cache. Default: what the job needs.")] = None,
+    no_cache: NoCache = False,
+) -> None:
+    """Continue a prompt, printing tokens as they come, then the speed."""
+    from trilithon.bench.live import print_tokens
+    from trilithon.bench.measure import random_ids
+    from trilithon.compiler import compile as compile_model
+    from trilithon.options import Options
+
+    tokenizer = _tokenizer(model, prompt, prompt_tokens)
+    module = load(model, dtype, device, layers, seed)
+    if tokenizer is None:
+        ids = random_ids(module, prompt_tokens or 16, seed)
+    else:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids.to(next(module.parameters()).device)
+    capacity = max_tokens or ids.shape[1] + max_new_tokens
+    options = Options(proof_cache=not no_cache)
+    compiled = compile_model(module, max_tokens=capacity, backend=backend, options=options)
+    arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens} | ({} if eos else {"eos_token_id": None})
+    if temperature > 0:
+        arguments |= {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    _write(str(prompt) if tokenizer else f"[{ids.shape[1]} random tokens] ")
+    _, speed = print_tokens(lambda: compiled.stream(ids, **arguments), tokenizer, _write)
+    print(f"\n\n{speed}")
+
+
+def _tokenizer(model: str, prompt: str | None, prompt_tokens: int | None) -> Any | None:
+    """The model's tokenizer where a text is to be continued, None where random tokens are."""
+    from trilithon.capture.hf import PRESETS, load_tokenizer
+
+    if prompt_tokens is not None:
+        if prompt is not None:
+            raise InputError("both --prompt and --prompt-tokens were given", todo="give one of them")
+        return None
+    tokenizer = load_tokenizer(model)
+    if tokenizer is None and prompt is not None:
+        why = "its weights are random" if model.lower() in PRESETS else "none of its files is a tokenizer's"
+        raise InputError(f"{model} has no tokenizer", why=why, todo="give --prompt-tokens 16 instead")
+    if tokenizer is not None and not prompt:
+        raise InputError("there is no prompt", todo="give --prompt 'some text', or --prompt-tokens 16 for random tokens")
+    return tokenizer
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,100 @@
+"""What a lowered module takes: the data type of each input, and the sizes that each of its axes may have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trilithon.rewrite.insert_cache import CacheShape
+
+USUAL_TOKENS = 2048  # the length to be fast at, where more are allowed
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Sizes that an axis of an input may have, and the one to be fast at."""
+
+    low: int
+    best: int
+    high: int
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.low == self.high
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a lowered module."""
+
+    name: str
+    dtype: torch.dtype
+    axes: tuple[Axis, ...]
+
+
+def fixed(size: int) -> Axis:
+    return Axis(size, size, size)
+
+
+def tokens(high: int, low: int = 1) -> Axis:
+    return Axis(low, max(low, min(high, USUAL_TOKENS)), high)
+
+
+def rows(high: int, low: int = 1) -> Axis:
+    return Axis(low, high, high)
+
+
+def sequence_inputs(held: Mapping[str, Tensor], max_batch: int, max_tokens: int) -> tuple[Input, ...]:
+    """The inputs of a captured call.
+
+    Args:
+        held: fake tensors by name, in order, as `fake_inputs` gives them.
+        max_batch: most rows: sizes of first axes that export left dynamic.
+        max_tokens: most entries along any other dynamic axis.
+    """
+
+    def axis(size: Any, place: int) -> Axis:
+        if isinstance(size, int):
+            return fixed(size)
+        low, high = _bounds(size)
+        if place == 0:
+            return rows(max(low, min(high, max_batch)), low)
+        return tokens(max(low, min(high, max_tokens)), low)
+
+    return tuple(
+        Input(name, value.dtype, tuple(axis(size, i) for i, size in enumerate(value.shape))) for name, value in held.items()
+    )
+
+
+def _bounds(size: torch.SymInt) -> tuple[int, int]:
+    """Least and greatest value of a size that export left dynamic."""
+    found = size.node.shape_env.bound_sympy(size.node.expr)
+    high = int(found.upper) if found.upper.is_Integer else 1 << 31
+    return max(1, int(found.lower)), high
+
+
+def cached_inputs(
+    shapes: Iterable[CacheShape], cache_tokens: int, max_batch: int, *, step: bool, padded: bool
+) -> tuple[Input, ...]:
+    """The inputs of a module that `insert_cache` made.
+
+    Args:
+        shapes: one entry a site.
+        cache_tokens: slots a row.
+        step: it takes one token a row, else a prompt.
+        padded: its `key_mask` is as long as the prompt, not as the cache.
+    """
+    batch, length = rows(max_batch), fixed(1) if step else tokens(cache_tokens)
+    ids = tuple(Input(name, torch.int64, (batch, length)) for name in ("input_ids", "position_ids"))
+    slots = length if padded else fixed(cache_tokens)
+    rest = (Input("start", torch.int64, ()), Input("key_mask", torch.bool, (batch, slots)))
+    caches = tuple(
+        Input(f"cache_{kind}_{i}", shape.dtype, (batch, fixed(shape.g), fixed(cache_tokens), fixed(width)))
+        for i, shape in enumerate(shapes)
+        for kind, width in (("k", shape.d), ("v", shape.e))
+    )
+    return (*ids, *rest, *caches)

@@ -1,0 +1,143 @@
+"""Matrix products. TensorRT multiplies floats, and sums up in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from trilithon.lower.tensorrt.converters.arithmetic import calculate
+from trilithon.lower.tensorrt.converters.promote import FLOATS, Operand, tensor, wide
+from trilithon.lower.tensorrt.converters.registry import converts
+from trilithon.lower.tensorrt.network import ITensor, Network, Size, is_tensor
+
+aten = torch.ops.aten
+
+
+def multiplied(net: Network, a: ITensor, b: ITensor, *, transpose_b: bool = False) -> ITensor:
+    """The product of the last two axes of tensors that have two or more."""
+    dtype = net.dtype(a)
+    if dtype not in FLOATS or net.dtype(b) != dtype:
+        raise net.refuse(f"a matrix product of {dtype} and {net.dtype(b)}")
+    return net.matmul(a, b, transpose_b=transpose_b)
+
+
+@converts(aten.linear.default)
+def convert_linear(net: Network, input: ITensor, weight: ITensor, bias: ITensor | None) -> ITensor:
+    if len(weight.shape) != 2:
+        raise net.refuse("a weight without two axes")
+    rows = net.ranked(input, 2)
+    product = multiplied(net, rows, weight, transpose_b=True)
+    if len(input.shape) == 1:
+        product = net.reshape(product, [net.size(weight, 0)])
+    return product if bias is None else calculate(net, "SUM", product, bias, net.dtype(input))
+
+
+@converts(aten.matmul.default)
+def convert_matmul(net: Network, self: ITensor, other: ITensor) -> ITensor:
+    """A vector on the left is a row, on the right a column; its axis is not in the result."""
+    ranks = len(self.shape), len(other.shape)
+    a = net.ranked(self, 2)
+    b = net.reshape(other, [net.size(other, 0), 1]) if ranks[1] == 1 else other
+    product = multiplied(net, a, b)
+    sizes = net.sizes(product)
+    if 1 not in ranks:
+        return product
+    if ranks[1] == 1:
+        sizes = sizes[:-1]
+    if ranks[0] == 1:
+        sizes = [*sizes[:-2], *sizes[-1:]] if ranks[1] > 1 else sizes[:-1]
+    return net.reshape(product, sizes)
+
+
+@converts(aten.mm.default, aten.bmm.default)
+def convert_mm(net: Network, self: ITensor, mat2: ITensor) -> ITensor:
+    return multiplied(net, self, mat2)
+
+
+@converts(aten.mv.default)
+def convert_mv(net: Network, self: ITensor, vec: ITensor) -> ITensor:
+    return convert_matmul(net, self, vec)
+
+
+@converts(aten.dot.default)
+def convert_dot(net: Network, self: ITensor, tensor: ITensor) -> ITensor:
+    return convert_matmul(net, self, tensor)
+
+
+@converts(aten.outer.default)
+def convert_outer(net: Network, self: ITensor, vec2: ITensor) -> ITensor:
+    return calculate(net, "PROD", net.reshape(self, [net.size(self, 0), 1]), vec2)
+
+
+@converts(aten.addmm.default)
+def convert_addmm(net: Network, self: ITensor, mat1: ITensor, mat2: ITensor, beta: Operand, alpha: Operand) -> ITensor:
+    return _added(net, self, multiplied(net, mat1, mat2), beta, alpha)
+
+
+@converts(aten.baddbmm.default)
+def convert_baddbmm(net: Network, self: ITensor, batch1: ITensor, batch2: ITensor, beta: Operand, alpha: Operand) -> ITensor:
+    return _added(net, self, multiplied(net, batch1, batch2), beta, alpha)
+
+
+def _added(net: Network, x: ITensor, product: ITensor, beta: Operand, alpha: Operand) -> ITensor:
+    """`beta * x + alpha * product`; with beta 0, NaN in `x` does not count."""
+    if is_tensor(beta) or is_tensor(alpha):
+        raise net.refuse("beta or alpha is known only at run time")
+    dtype = net.dtype(product)
+    if beta == alpha == 1:
+        return calculate(net, "SUM", x, product, dtype)
+    inside = wide(dtype)
+    scaled = net.elementwise("PROD", tensor(net, product, inside), tensor(net, alpha, inside))
+    if beta != 0:
+        kept = net.elementwise("PROD", tensor(net, x, inside), tensor(net, beta, inside))
+        scaled = net.elementwise("SUM", kept, scaled)
+    return net.cast(scaled, dtype)
+
+
+@converts(aten.einsum.default)
+def convert_einsum(net: Network, equation: str, tensors: Sequence[ITensor], path: Sequence[int] | None) -> ITensor:
+    """Of two tensors, as one batch of matrix products: [batch, left, summed] by [batch, summed, right]."""
+    left, right, out = _letters(net, equation, tensors)
+    a, b = tensors
+    sizes = {x: net.size(t, i) for letters, t in ((left, a), (right, b)) for i, x in enumerate(letters)}
+    _refuse_broadcasting(net, (left, right), tensors)
+    both = [x for x in left if x in right]
+    batch, summed = [x for x in both if x in out], [x for x in both if x not in out]
+    rows, columns = ([x for x in letters if x not in both] for letters in (left, right))
+    if [x for x in (*rows, *columns) if x not in out]:
+        raise net.refuse(f"einsum {equation!r} sums over an axis of one tensor alone")
+    product = multiplied(
+        net, _blocked(net, a, left, (batch, rows, summed), sizes), _blocked(net, b, right, (batch, summed, columns), sizes)
+    )
+    order = [*batch, *rows, *columns]
+    full = net.reshape(product, [sizes[x] for x in order])
+    return full if order == list(out) else net.permute(full, [order.index(x) for x in out])
+
+
+def _letters(net: Network, equation: str, tensors: Sequence[ITensor]) -> tuple[str, str, str]:
+    """The axes of both inputs and of the output."""
+    inputs, arrow, out = equation.replace(" ", "").partition("->")
+    names = inputs.split(",")
+    if len(tensors) != 2 or len(names) != 2 or not arrow or "." in equation:
+        raise net.refuse(f"einsum {equation!r}: only two inputs and an output without dots")
+    if any(len(set(letters)) != len(letters) for letters in (*names, out)):
+        raise net.refuse(f"einsum {equation!r} takes a diagonal")
+    return names[0], names[1], out
+
+
+def _refuse_broadcasting(net: Network, letters: tuple[str, str], tensors: Sequence[ITensor]) -> None:
+    for axis, letter in enumerate(letters[0]):
+        other = letters[1].find(letter)
+        sizes = {tensors[0].shape[axis], tensors[1].shape[other]} if other >= 0 else set()
+        if len(sizes) == 2 and 1 in sizes:
+            raise net.refuse(f"in its einsum the axis {letter} has size 1 in one tensor alone")
+
+
+def _blocked(
+    net: Network, x: ITensor, letters: str, blocks: tuple[list[str], list[str], list[str]], sizes: dict[str, Size]
+) -> ITensor:
+    """`x` with its axes in the order of these blocks, each block made one axis."""
+    order = [letters.index(letter) for block in blocks for letter in block]
+    moved = x if order == sorted(order) else net.permute(x, order)
+    return net.reshape(moved, [net.product([sizes[letter] for letter in block]) for block in blocks])

@@ -1,0 +1,92 @@
+"""Run an engine on the GPU, on PyTorch's tensors and current stream."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trilithon.errors import CannotLower, InputError
+from trilithon.lower.tensorrt.engine import Engine
+from trilithon.lower.tensorrt.library import errors_since, library, logger, mark, torch_dtypes
+
+
+class Executor:
+    """An engine, loaded when first called; outputs that alias an input are written into its memory.
+
+    Calls may be captured in a CUDA graph once one of the same shapes was made before.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._written = set(engine.aliases.values())
+
+    @cached_property
+    def _context(self) -> Any:
+        trt, place = library(), mark()
+        runtime = trt.Runtime(logger())
+        loaded = runtime.deserialize_cuda_engine(self.engine.plan.read_bytes())
+        if loaded is None:
+            raise CannotLower(
+                f"cannot load the engine {self.engine.plan.name}, built for {self.engine.target}",
+                why="; ".join(errors_since(place)) or "TensorRT says no more",
+                todo="build it on this machine, with this TensorRT and for this GPU",
+            )
+        config = loaded.create_runtime_config() if hasattr(loaded, "create_runtime_config") else None
+        if config is not None and hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER  # no kernel changes behind a captured graph
+            config.dynamic_shapes_kernel_specialization_strategy = eager
+        context = loaded.create_execution_context(config) if config is not None else loaded.create_execution_context()
+        self._keep = (runtime, loaded, config)
+        return context
+
+    @cached_property
+    def _used(self) -> set[str]:
+        """Names of the tensors that the engine knows: an input that nothing reads is none of them."""
+        engine = self._context.engine
+        return {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The outputs that alias no input, in order.
+
+        Args:
+            tensors: on the GPU, one for each input; their shapes within the engine's ranges.
+
+        Raises:
+            InputError: a size is outside the engine's range.
+            CannotLower: the engine cannot be loaded or run.
+        """
+        context, place = self._context, mark()
+        used = self._used
+        held = [x.contiguous() for x in tensors]
+        for spec, x, given in zip(self.engine.inputs, held, tensors, strict=True):
+            if spec.name not in used:
+                continue
+            if not context.set_input_shape(spec.name, tuple(x.shape)):
+                ranges = ", ".join(f"{a.low}..{a.high}" for a in spec.axes)
+                raise InputError(
+                    f"{spec.name} has shape {list(x.shape)}, which the engine does not take",
+                    why=f"it was built for [{ranges}]",
+                    todo="compile with a larger max_tokens or max_batch",
+                )
+            context.set_tensor_address(spec.name, x.data_ptr())
+            if spec.name in self.engine.aliases:
+                if x is not given:
+                    raise InputError(f"{spec.name} must be contiguous", why="the engine writes into its memory")
+                context.set_tensor_address(self.engine.aliases[spec.name], x.data_ptr())
+        outputs = [self._output(context, name, held[0].device) for name in self.engine.outputs if name not in self._written]
+        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream) or errors_since(place):
+            raise CannotLower(
+                f"the engine {self.engine.plan.name} did not run",
+                why="; ".join(errors_since(place)) or "TensorRT says no more",
+                todo="please report this with trilithon doctor",
+            )
+        return tuple(outputs)
+
+    def _output(self, context: Any, name: str, device: torch.device) -> Tensor:
+        dtype = torch_dtypes()[context.engine.get_tensor_dtype(name)]
+        made = torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device=device)
+        context.set_tensor_address(name, made.data_ptr())
+        return made

@@ -1,0 +1,62 @@
+"""A built program as something to call: its engine on the GPU; on a machine without one, its network, interpreted."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from trilithon.errors import CannotLower, InputError
+from trilithon.lower.tensorrt.engine import Engine
+from trilithon.lower.tensorrt.execute import Executor
+from trilithon.lower.tensorrt.interpret import interpret
+from trilithon.lower.tensorrt.network import Network
+
+
+class TensorRTModule:
+    """One program.
+
+    Attributes:
+        engine: what was built.
+        network: what it was built from; None where the engine was read from a file.
+    """
+
+    def __init__(self, engine: Engine, network: Network | None = None) -> None:
+        self.engine, self.network = engine, network
+
+    def __call__(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """One output, or several; an input that the program writes to (a cache) is changed.
+
+        Args:
+            tensors: one for each input, in order.
+
+        Raises:
+            InputError: a size is outside the engine's range.
+            CannotLower: the engine cannot run here.
+        """
+        if len(tensors) != len(self.engine.inputs):
+            raise InputError(f"{self.engine.plan.stem} takes {len(self.engine.inputs)} tensors, got {len(tensors)}")
+        outputs = self._executor(*tensors) if tensors[0].is_cuda else self._interpret(tensors)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    @cached_property
+    def _executor(self) -> Executor:
+        return Executor(self.engine)
+
+    @torch.no_grad()
+    def _interpret(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        engine = self.engine
+        if self.network is None:
+            raise CannotLower(
+                f"the engine {engine.plan.stem} cannot run on the CPU",
+                why=f"it was built for {engine.target} and read from a file",
+                todo="move the inputs to the GPU",
+            )
+        named = dict(zip((spec.name for spec in engine.inputs), tensors, strict=True))
+        definition = self.network.definition
+        used = {definition.get_input(i).name for i in range(definition.num_inputs)}
+        outputs = interpret(self.network, {name: x for name, x in named.items() if name in used})
+        for name, updated in engine.aliases.items():
+            named[name].copy_(outputs[updated])
+        return tuple(outputs[name] for name in engine.outputs if name not in engine.aliases.values())
