@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch.export import ExportedProgram
 
 from trilithon.capture import hf
-from trilithon.errors import CannotCache, InputError
+from trilithon.errors import CannotCache, InputError, VerificationFailed
 from trilithon.lower.backend import lower_module
 from trilithon.lower.inputs import cached_inputs
+from trilithon.lower.tensorrt.lower import Split
+from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.options import Options
-from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
+from trilithon.rewrite.insert_cache import CacheShape, cache_shapes, insert_cache
+from trilithon.rewrite.op import ATTENTION
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.verify import verify_decoder
 from trilithon.spec.assumption import Assumption
+from trilithon.spec.masks import Chunked, SlidingWindow, parse, parts
 
 DEFAULT_TOKENS = 4096
+TIMES = 3.0  # most times the error of eager, both against a wider type, that logits of an engine may have
+log = logging.getLogger(__name__)
 
 
 def make_decoder(
@@ -34,6 +43,29 @@ def make_decoder(
     except CannotCache as refusal:
         return refusal
 
+    forms: tuple[Any, ...] = (options.attention,)
+    if backend == "tensorrt" and options.attention == "auto":
+        forms = ("auto", "decomposed")  # the second adds up in float32
+    for form in forms:
+        decoder = _build(program, kept, max_tokens, backend, replace(options, attention=form), next(model.parameters()).device)
+        try:
+            _verify(decoder, model, _canary_lengths(program), options)
+            return decoder
+        except VerificationFailed as error:
+            if form == forms[-1]:
+                raise
+            log.warning("attention is built again without the fused layer: %s", error)
+    raise AssertionError("unreachable")
+
+
+def _build(
+    program: ExportedProgram,
+    kept: list[CacheShape],
+    max_tokens: int,
+    backend: str,
+    options: Options,
+    device: torch.device,
+) -> CachedDecoder:
     def lowered(name: str, *, step: bool, padded: bool) -> Callable[..., Any]:
         inputs = cached_inputs(kept, max_tokens, options.max_batch, step=step, padded=padded)
         gm = insert_cache(program, decode=step, padded=padded or step)
@@ -44,12 +76,26 @@ def make_decoder(
         prefill_padded=lowered("prefill_padded", step=False, padded=True) if options.max_batch > 1 else None,
         decode=lowered("decode", step=True, padded=False),
     )
-    device = next(model.parameters()).device
     graphs = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
-    decoder = CachedDecoder(modules, kept, max_tokens, options.max_batch, device, graphs)
-    if options.verify:
+    return CachedDecoder(modules, kept, max_tokens, options.max_batch, device, graphs)
+
+
+def _verify(decoder: CachedDecoder, model: Any, lengths: tuple[int, ...], options: Options) -> None:
+    """An engine on the GPU is held to some times the error of eager, at several lengths; all else to a rule of thumb."""
+    if not options.verify:
+        return
+    if decoder.device.type != "cuda" or not isinstance(decoder.modules.decode, (TensorRTModule, Split)):
         verify_decoder(decoder, model)
-    return decoder
+        return
+    verify_decoder(decoder, model, lengths, TIMES if options.verify is True else float(options.verify))
+
+
+def _canary_lengths(program: ExportedProgram) -> tuple[int, ...]:
+    """Prompts to verify engines with: short, long, and past each window and chunk."""
+    masks = {part for node in program.graph.nodes if node.target is ATTENTION for part in parts(parse(str(node.args[3])))}
+    edges = [part.window_keys for part in masks if isinstance(part, SlidingWindow)]
+    edges += [part.chunk_keys for part in masks if isinstance(part, Chunked)]
+    return (6, 1, 17, 512, *(edge + 3 for edge in edges))
 
 
 def capacity(model: Any, max_tokens: int | None) -> int:

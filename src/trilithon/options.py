@@ -22,7 +22,8 @@ class Options:
         when_guard_fails: "general" runs the unrewritten program, "raise" raises GuardFailed.
         inductor: compile native programs with Inductor; None = the decode step, on a GPU only.
         cuda_graphs: replay decode steps as CUDA graphs; None = on a GPU only.
-        verify: run each compiled program once against eager before handing it out.
+        verify: run each compiled program against eager before handing it out. A number is how many times the error of
+            eager (both against a wider type) the logits of a TensorRT engine may have on a GPU; True is 3.
         max_batch: rows that the KV cache holds.
         gpu: what TensorRT builds engines for, e.g. "sm80"; None = the GPU at hand.
         attention: how TensorRT attends. "auto" takes its fused attention layer where that is right, else matmul, softmax,
@@ -34,7 +35,7 @@ class Options:
     when_guard_fails: Literal["general", "raise"] = "general"
     inductor: bool | None = None
     cuda_graphs: bool | None = None
-    verify: bool = True
+    verify: bool | float = True
     max_batch: int = 1
     gpu: str | None = None
     attention: Literal["auto", "fused", "decomposed"] = "auto"

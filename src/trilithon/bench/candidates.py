@@ -29,6 +29,7 @@ from trilithon.options import Options
 from trilithon.prove.verdict import Verdict
 
 ROWS = ("pytorch", "hf-dynamic", "hf-static", "kept", "causal", "static")
+TENSORRT_ROWS = ("trt-decomposed", "trt-mask", "trt-causal", "trt-static", "trt-graph")
 LogitsOf = Callable[[Tensor], Tensor]  # ids [b s] -> logits [b, s or 1, v]
 
 
@@ -42,12 +43,12 @@ def candidates(
     proof_cache: bool = True,
     compiled: Compiled | None = None,
 ) -> list[Candidate]:
-    """The rows that were asked for, in the order of `ROWS`.
+    """The rows that were asked for, in the order of `ROWS` and `TENSORRT_ROWS`.
 
     Args:
         model: a Hugging Face causal LM, on the device of `ids`.
         ids: `[b s]` int64, the prompts.
-        rows: names among `ROWS`.
+        rows: names among `ROWS` and `TENSORRT_ROWS`.
         backend: of Trilithon's rows.
         proof_cache: as in `Options`, for the rows that compile.
         compiled: `model` compiled for enough tokens, if the caller has it; then its row builds nothing.
@@ -55,10 +56,11 @@ def candidates(
     Raises:
         InputError: a row has another name, or the model is not a causal LM.
     """
-    unknown = [row for row in rows if row not in ROWS]
+    known = (*ROWS, *TENSORRT_ROWS)
+    unknown = [row for row in rows if row not in known]
     if unknown or not rows:
         raise InputError(
-            f"unknown row {unknown[0]!r}" if unknown else "no row to measure", todo=f"the rows are {', '.join(ROWS)}"
+            f"unknown row {unknown[0]!r}" if unknown else "no row to measure", todo=f"the rows are {', '.join(known)}"
         )
     if not hf.is_causal_lm(model):
         raise InputError(
@@ -67,7 +69,7 @@ def candidates(
             todo="pick a preset such as byte-llama or qwen3-0.6b; `trilithon explain` takes encoders too",
         )
     contest = _Contest(model, ids, new_tokens, backend, Options(proof_cache=proof_cache), compiled)
-    return [contest.candidate(row) for row in ROWS if row in rows]
+    return [contest.candidate(row) for row in known if row in rows]
 
 
 def decoder_size(model: nn.Module) -> DecoderSize:
@@ -106,9 +108,22 @@ class _Contest:
             "pytorch": ("PyTorch, no cache", self._pytorch, "eager, SDPA attention"),
             "hf-dynamic": ("HF dynamic cache", lambda: self._hugging_face(None), ""),
             "hf-static": ("HF static cache", lambda: self._hugging_face("static"), "compiled by HF itself on a GPU"),
-            "kept": ("Trilithon mask kept, no cache", self._kept, "exported, its mask a tensor"),
-            "causal": (f"Trilithon {form}, no cache", self._causal, "the mask proved and rewritten"),
-            "static": ("Trilithon static cache", self._static, ""),
+            "kept": ("Trilithon mask kept, no cache", lambda: self._kept(self.backend), "exported, its mask a tensor"),
+            "causal": (f"Trilithon {form}, no cache", lambda: self._causal(self._last_token), "the mask proved and rewritten"),
+            "static": ("Trilithon static cache", lambda: self._static(self.backend), ""),
+            "trt-decomposed": (
+                "TensorRT decomposed, no cache",
+                lambda: self._on_tensorrt(row),
+                "matmul, softmax, matmul, and the mask",
+            ),
+            "trt-mask": (
+                "TensorRT IAttention and mask, no cache",
+                lambda: self._on_tensorrt(row),
+                "the mask made in the network",
+            ),
+            "trt-causal": (f"TensorRT IAttention {form}, no cache", lambda: self._on_tensorrt(row), "the mask proved"),
+            "trt-static": ("TensorRT static cache", lambda: self._on_tensorrt(row), "written in place"),
+            "trt-graph": ("TensorRT static cache, CUDA graph", lambda: self._on_tensorrt(row), "written in place"),
         }
         name, make, note = names[row]
         return Candidate(name=name, make=make, note=note)
@@ -128,39 +143,53 @@ class _Contest:
         }
         return lambda: self.model.generate(self.ids, **arguments)  # type: ignore[operator]
 
-    def _kept(self) -> Callable[[], Tensor]:
-        program, backend = self._last_token.program, resolve_backend(self.backend)
+    def _kept(self, backend: str, options: Options | None = None) -> Callable[[], Tensor]:
+        program = self._last_token.program
         b, s = self.ids.shape
         sizes = (rows(b), tokens(s + self.new_tokens))
         inputs = tuple(Input(name, expected.dtype, sizes) for name, expected in program.expected.items())
         general: Any = program.general
-        return self._without_cache(lower_module(general, backend, self.options, role="sequence", name="kept", inputs=inputs))
+        lowered = lower_module(
+            general, resolve_backend(backend), options or self.options, role="sequence", name="kept", inputs=inputs
+        )
+        return self._without_cache(lowered)
 
-    def _causal(self) -> Callable[[], Tensor]:
-        open_sites = [s for s in self._last_token.report.sites if s.verdict is not Verdict.PROVED]
+    def _causal(self, compiled: Compiled) -> Callable[[], Tensor]:
+        open_sites = [s for s in compiled.report.sites if s.verdict is not Verdict.PROVED]
         if open_sites:
             raise TrilithonError(f"{len(open_sites)} masks were not proved", why=open_sites[0].reason)
-        return self._without_cache(self._last_token)
+        return self._without_cache(compiled)
 
-    def _static(self) -> Callable[[], Tensor]:
+    def _static(self, backend: str, cuda_graphs: bool | None = None) -> Callable[[], Tensor]:
         rows, prompt = self.ids.shape
-        options = replace(self.options, max_batch=rows)
-        compiled = self.compiled or compile_model(
-            self.model, max_tokens=prompt + self.new_tokens, backend=self.backend, options=options
+        options = replace(self.options, max_batch=rows, cuda_graphs=cuda_graphs)
+        compiled = (self.compiled if backend == self.backend else None) or compile_model(
+            self.model, max_tokens=prompt + self.new_tokens, backend=backend, options=options
         )
         return lambda: compiled.generate(self.ids, max_new_tokens=self.new_tokens, eos_token_id=None)
 
+    def _on_tensorrt(self, row: str) -> Callable[[], Tensor]:
+        if not self.ids.is_cuda:
+            raise TrilithonError("cannot measure an engine here", why="there is no GPU", todo="leave the trt- rows out")
+        if row in ("trt-static", "trt-graph"):
+            return self._static("tensorrt", cuda_graphs=row == "trt-graph")
+        if row == "trt-causal":
+            return self._causal(self._last_token_of("tensorrt", replace(self.options, attention="fused")))
+        form: Any = "decomposed" if row == "trt-decomposed" else "fused"
+        return self._kept("tensorrt", replace(self.options, attention=form))
+
     @cached_property
     def _last_token(self) -> Compiled:
+        return self._last_token_of(self.backend, self.options)
+
+    def _last_token_of(self, backend: str, options: Options) -> Compiled:
         """The model compiled for `input_ids` alone, giving the logits of the last token where it can."""
         example, shapes = hf.example_for(self.model, ("input_ids",))
         only_last = _last_only(self.model)
         shapes |= dict.fromkeys(only_last)
         example |= only_last
         most = self.ids.shape[1] + self.new_tokens
-        return compile_model(
-            self.model, example, max_tokens=most, dynamic_shapes=shapes, backend=self.backend, options=self.options
-        )
+        return compile_model(self.model, example, max_tokens=most, dynamic_shapes=shapes, backend=backend, options=options)
 
     def _without_cache(self, logits: LogitsOf) -> Callable[[], Tensor]:
         @torch.no_grad()

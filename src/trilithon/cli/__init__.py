@@ -13,11 +13,12 @@ import typer
 
 from trilithon.cli.bench import ALL, bench, demo
 from trilithon.cli.common import app
+from trilithon.cli.compile import compile
 from trilithon.cli.explain import explain
 from trilithon.cli.generate import generate
 from trilithon.errors import TrilithonError
 
-__all__ = ["ALL", "app", "bench", "demo", "doctor", "explain", "generate", "main"]
+__all__ = ["ALL", "app", "bench", "compile", "demo", "doctor", "explain", "generate", "main"]
 
 
 def main() -> None:

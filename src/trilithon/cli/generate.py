@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trilithon.cli.common import Backend, Device, Dtype, Layers, Model, NoCache, app, load
 from trilithon.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trilithon.compiled import Compiled
 
 
 @app.command()
@@ -30,26 +35,47 @@ def generate(
     no_cache: NoCache = False,
 ) -> None:
     """Continue a prompt, printing tokens as they come, then the speed."""
+    from trilithon.artefact import is_artefact
     from trilithon.bench.live import print_tokens
     from trilithon.bench.measure import random_ids
     from trilithon.compiler import compile as compile_model
     from trilithon.options import Options
 
     tokenizer = _tokenizer(model, prompt, prompt_tokens)
-    module = load(model, dtype, device, layers, seed)
-    if tokenizer is None:
-        ids = random_ids(module, prompt_tokens or 16, seed)
+    if is_artefact(model):
+        compiled, ids = _load_compiled(model, device, prompt_tokens, seed)
     else:
-        ids = tokenizer(prompt, return_tensors="pt").input_ids.to(next(module.parameters()).device)
-    capacity = max_tokens or ids.shape[1] + max_new_tokens
-    options = Options(proof_cache=not no_cache)
-    compiled = compile_model(module, max_tokens=capacity, backend=backend, options=options)
+        module = load(model, dtype, device, layers, seed)
+        ids = random_ids(module, prompt_tokens or 16, seed)
+    if tokenizer is not None:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids.to(ids.device)
+    if not is_artefact(model):
+        capacity = max_tokens or ids.shape[1] + max_new_tokens
+        options = Options(proof_cache=not no_cache)
+        compiled = compile_model(module, max_tokens=capacity, backend=backend, options=options)
     arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens} | ({} if eos else {"eos_token_id": None})
     if temperature > 0:
         arguments |= {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     _write(str(prompt) if tokenizer else f"[{ids.shape[1]} random tokens] ")
     _, speed = print_tokens(lambda: compiled.stream(ids, **arguments), tokenizer, _write)
     print(f"\n\n{speed}")
+
+
+def _load_compiled(folder: str, device: str | None, prompt_tokens: int | None, seed: int) -> tuple[Compiled, Tensor]:
+    """What `trilithon compile` saved, and random tokens of low numbers, which every vocabulary has."""
+    import torch
+
+    from trilithon.artefact import load as load_compiled
+
+    device = device or "cuda"
+    if device.startswith("cpu") or not torch.cuda.is_available():
+        raise InputError(
+            f"cannot run {folder} here",
+            why="it holds engines for a GPU, and torch sees none" if device != "cpu" else "it holds engines for a GPU",
+            todo="run it where the GPU is, or generate from the model itself with --backend native",
+        )
+    ids = torch.randint(3, 256, (1, prompt_tokens or 16), generator=torch.Generator().manual_seed(seed))
+    return load_compiled(folder, device), ids.to(device)
 
 
 def _tokenizer(model: str, prompt: str | None, prompt_tokens: int | None) -> Any | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,8 +28,11 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-30))
 
 
-def verify(name: str, got: Tensor, want: Tensor) -> float:
+def verify(name: str, got: Tensor, want: Tensor, limit: float | None = None, because: str = "") -> float:
     """The relative error of `got`, which eager says should be `want`.
+
+    Args:
+        limit: the error that is allowed, and why; None = what rounding explains.
 
     Raises:
         VerificationFailed: the shapes differ, or the error is more than rounding explains.
@@ -35,11 +40,12 @@ def verify(name: str, got: Tensor, want: Tensor) -> float:
     if got.shape != want.shape:
         raise VerificationFailed(f"{name} gives {list(got.shape)}, eager gives {list(want.shape)}", todo="please report this")
     error = relative_error(got, want)
-    limit = TOLERANCE.get(want.dtype, 1e-3)
+    if limit is None:
+        limit, because = TOLERANCE.get(want.dtype, 1e-3), f"rounding in {want.dtype} explains no more"
     if not error <= limit:
         raise VerificationFailed(
             f"{name} disagrees with eager",
-            why=f"the relative error on the canary input is {error:.2e}; rounding in {want.dtype} explains {limit:.0e}",
+            why=f"the relative error on the canary input is {error:.2e}, and {limit:.0e} is allowed: {because}",
             todo="nothing was compiled. This is a bug of Trilithon or of a kernel: please report it with trilithon doctor",
         )
     return error
@@ -95,26 +101,67 @@ def _lowest(size: Any) -> int:
 
 
 @torch.no_grad()
-def verify_decoder(decoder: CachedDecoder, model: nn.Module) -> float:
-    """Prefill and decode a short random prompt and compare each step's logits with the model's full forward.
+def verify_decoder(
+    decoder: CachedDecoder, model: nn.Module, lengths: Sequence[int] = (6,), times: float | None = None
+) -> float:
+    """Prefill random prompts, decode three tokens behind each, and compare each step's logits with the model's full forward.
 
-    Run with and without left padding where the cache has room for it.
+    The first prompt is run with left padding too, where the cache has room for it.
+
+    Args:
+        lengths: tokens of each prompt; those that the cache cannot hold are shortened.
+        times: None: the error that rounding explains is `TOLERANCE`. Else it is that many times the model's own, both
+            against the model in a wider type (float64 for float32, float32 for halves).
     """
     rows = min(2, decoder.max_batch)
-    prompt, total = min(6, decoder.cache_tokens - 1), min(9, decoder.cache_tokens)
-    ids = torch.randint(0, 5, (rows, total), generator=torch.Generator().manual_seed(0)).to(decoder.device)
-    want = model(input_ids=ids, use_cache=False).logits
-    none = torch.zeros(rows, dtype=torch.int64, device=decoder.device)
-    got = [decoder.prefill(ids[:, :prompt], none).clone()]
-    got += [decoder.decode(ids[:, i]).clone() for i in range(prompt, total)]
-    error = verify("prefill and decode", torch.stack(got, 1), want[:, prompt - 1 :])
-    if prompt < 3:
-        return error
-    pads = [0, 2][-rows:]  # of one row the padding is cut off, of two rows that of the second is masked
-    pad = torch.tensor(pads, device=decoder.device)
+    most = max(lengths) + 3
+    ids = torch.randint(0, 5, (rows, most), generator=torch.Generator().manual_seed(0)).to(decoder.device)
+    judge = _Judge.of(model, times)
+    worst = 0.0
+    for n, length in enumerate(dict.fromkeys(min(length, decoder.cache_tokens - 1) for length in lengths)):
+        total = min(length + 3, decoder.cache_tokens)
+        worst = max(worst, _verify_prompt(decoder, judge, ids[:, :total], length, [0] * rows))
+        if n == 0 and length >= 3:
+            pads = [0, 2][-rows:]  # of one row the padding is cut off, of two rows that of the second is masked
+            worst = max(worst, _verify_prompt(decoder, judge, ids[:, :total], length, pads))
+    return worst
+
+
+def _verify_prompt(decoder: CachedDecoder, judge: _Judge, ids: Tensor, prompt: int, pads: list[int]) -> float:
+    """One prompt, of which row i has `pads[i]` tokens of left padding and so many tokens less."""
+    total, pad = ids.shape[1], torch.tensor(pads, device=decoder.device)
     padded = torch.stack([torch.cat([torch.zeros_like(row[:p]), row[: prompt - p]]) for row, p in zip(ids, pads, strict=True)])
     got = [decoder.prefill(padded, pad).clone()]
-    row = torch.arange(rows, device=decoder.device)
+    row = torch.arange(len(ids), device=decoder.device)
     got += [decoder.decode(ids[row, i - pad]).clone() for i in range(prompt, total)]
-    wanted = torch.stack([logits[prompt - 1 - p : total - p] for logits, p in zip(want, pads, strict=True)])
-    return max(error, verify("prefill and decode with left padding", torch.stack(got, 1), wanted))
+    name = f"prefill of {prompt} tokens and decode" + (" with left padding" if any(pads) else "")
+    return judge.verify(name, torch.stack(got, 1), ids, [slice(prompt - 1 - p, total - p) for p in pads])
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Says what logits should be, and how far off they may be."""
+
+    model: nn.Module
+    wider: nn.Module | None
+    times: float
+
+    @classmethod
+    def of(cls, model: nn.Module, times: float | None) -> _Judge:
+        if times is None:
+            return cls(model, None, 0.0)
+        dtype = next(model.parameters()).dtype
+        return cls(model, copy.deepcopy(model).to(torch.float64 if dtype == torch.float32 else torch.float32), times)
+
+    def verify(self, name: str, got: Tensor, ids: Tensor, tokens: list[slice]) -> float:
+        """The error of `got [b n v]`, the logits at `tokens` of each row of `ids`."""
+        want = self._logits(self.model, ids, tokens)
+        if self.wider is None:
+            return verify(name, got, want)
+        exact = self._logits(self.wider, ids, tokens)
+        allowed = self.times * max(relative_error(want, exact), float(torch.finfo(want.dtype).eps))
+        return verify(name, got, exact, allowed, f"eager {want.dtype} is off by a {self.times:g}th of that")
+
+    def _logits(self, model: nn.Module, ids: Tensor, tokens: list[slice]) -> Tensor:
+        logits = model(input_ids=ids, use_cache=False).logits
+        return torch.stack([row[part] for row, part in zip(logits, tokens, strict=True)])

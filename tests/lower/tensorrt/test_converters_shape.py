@@ -7,7 +7,6 @@ data and compared with eager.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.fx import Graph, GraphModule
 from torch.nn import functional
 
 from trilithon.errors import CannotLower
@@ -36,6 +36,7 @@ aten = torch.ops.aten
 Rows = dict[str, Callable[..., Any]]
 B, S = Dim("b", min=3, max=8), Dim("s", min=6, max=16)
 RANGES = {B: Axis(3, 5, 8), S: Axis(6, 11, 16)}
+FREE = Axis(2, 64, 8192)
 SIZES = ((3, 6), (4, 9), (8, 16))
 LAST = torch.iinfo(torch.int64).max
 
@@ -103,7 +104,7 @@ SLICE: Rows = {
         m[:, x.shape[0] - 2 : x.shape[1] - 1],
         x[:, : x.shape[1]] * 1,
     ),
-    "by negative sizes": lambda x, i, m, one: (x[..., -x.shape[0] :], i[..., 2 - 2 * x.shape[0] : 11], m[..., : -x.shape[0]]),
+    "by negative sizes": lambda x, i, m, one: (x[..., -x.shape[0] :], i[..., -x.shape[0] : 11], m[..., : -x.shape[0]]),
     "step": lambda x, i, m, one: (x[:, ::2], i[:, 1::3], m[..., ::5], x[..., 2:9:4], i[:, : x.shape[0] + 1 : 2]),
     "narrow": lambda x, i, m, one: x.narrow(1, 2, 3),
     "select": lambda x, i, m, one: (x[:, 0], i[:, -1], m.select(-1, 5), x[-1], i.select(1, x.shape[0] - 2)),
@@ -174,12 +175,15 @@ INDEX: Rows = {
         i.index_select(0, h[0, 0, 0]),
     ),
     "gather": lambda x, i, p, q, r, h, e, n: (x.gather(1, e), i.gather(1, e), i.gather(1, e[:2, :, :3]), x.gather(-1, e % 6)),
-    "take_along_dim": lambda x, i, p, q, r, h, e, n: i.gather(0, h.expand(3, x.shape[1], 6) % 2),
+    "gather other rows": lambda x, i, p, q, r, h, e, n: i.gather(0, h.expand(3, x.shape[1], 6) % 2),
     "embedding": lambda x, i, p, q, r, h, e, n: (
         functional.embedding(q.abs() % 2, x[0]),
         functional.embedding(h, i[:, 0], padding_idx=0),
         functional.embedding(n.abs() % 3, x[1]),
     ),
+}
+
+SCATTER: Rows = {
     "scatter": lambda x, i, p, q, r, h, e, n: (
         x.scatter(1, torch.argsort(x, 1)[:, :4], x[:, 1:] + 1),
         i.scatter(-1, torch.argsort(i, -1)[:1, :, :3], 7),
@@ -214,6 +218,7 @@ TABLES: dict[str, tuple[Rows, Callable[[int, int], tuple[Tensor, ...]], tuple[di
     "slice": (SLICE, data, DATA_AXES),
     "join": (JOIN, data, DATA_AXES),
     "index": (INDEX, places, PLACES_AXES),
+    "scatter": (SCATTER, places, PLACES_AXES),
     "scan": (SCAN, distinct, ({0: B, 1: S}, {0: B, 1: S}, {0: B, 1: S})),
 }
 
@@ -238,3 +243,208 @@ def results(rows: Rows, inputs: tuple[Tensor, ...]) -> Iterator[tuple[str, Tenso
 
 def flat(value: Any) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else [x for part in value for x in flat(part)]
+
+
+def export(model: nn.Module, inputs: tuple[Tensor, ...], axes: tuple[dict[int, Any], ...]) -> tuple[GraphModule, list[Input]]:
+    """The program as the converters get it, and what it takes."""
+    program = torch.export.export(model.eval(), inputs, dynamic_shapes=(axes,), strict=False).run_decompositions({})
+    names = [node.name for node in program.graph.nodes if node.op == "placeholder"][-len(inputs) :]
+    spec = [
+        Input(name, x.dtype, tuple(RANGES.get(dims[i], FREE) if i in dims else Axis(n, n, n) for i, n in enumerate(x.shape)))
+        for name, x, dims in zip(names, inputs, axes, strict=True)
+    ]
+    return unlift(program), spec
+
+
+def run(net: Network, spec: list[Input], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The outputs of the network on the CPU."""
+    taken = {net.definition.get_input(i).name for i in range(net.definition.num_inputs)}
+    found = interpret(net, {x.name: value for x, value in zip(spec, inputs, strict=True) if x.name in taken})
+    return [found[f"output_{i}"] for i in range(len(found))]
+
+
+@cache
+def exported(table: str) -> tuple[GraphModule, list[Input]]:
+    rows, make, axes = TABLES[table]
+    return export(Table(rows), make(5, 11), axes)
+
+
+@cache
+def converted(table: str) -> tuple[Network, list[Input]]:
+    gm, spec = exported(table)
+    return convert(gm, spec), spec
+
+
+def check(table: str, net: Network, spec: list[Input]) -> None:
+    """The network gives what eager gives, row by row."""
+    rows, make, _ = TABLES[table]
+    for b, s in SIZES:
+        torch.manual_seed(b)
+        inputs = make(b, s)
+        wanted = list(results(rows, inputs))
+        for (name, value), found in zip(wanted, run(net, spec, inputs), strict=True):
+            assert found.dtype == value.dtype, name
+            assert torch.equal(found, value), f"{name}, b={b} s={s}"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_each_row_gives_what_eager_gives(table: str) -> None:
+    check(table, *converted(table))
+
+
+@pytest.mark.parametrize("table", ["repeat", "join", "index"])
+def test_each_row_needs_nothing_that_the_export_knows(table: str) -> None:
+    gm, spec = exported(table)
+    graph = Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    for node in graph.nodes:
+        node.meta = {}
+    check(table, convert(GraphModule(gm, graph), spec), spec)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_size_that_the_export_knows_is_known_to_tensorrt(table: str) -> None:
+    (gm, _), (net, _) = exported(table), converted(table)
+    for node in gm.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and node.name in net.values:
+            for size, known in zip(net.values[node.name].shape, value.shape, strict=True):
+                assert size == (known if isinstance(known, int) else -1), node.format_node()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_builder_takes_each_table(table: str, tmp_path: Path) -> None:
+    net, spec = converted(table)
+    assert build(net, spec, "sm80", tmp_path / "plan").plan_bytes > 0
+
+
+def on_sizes(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Slices whose bounds may be on either side of 0, or behind the end: x is `[3 s]`, y `[n]`."""
+    n = aten.sym_size.int(y, 0)
+    return (
+        aten.slice.Tensor(x, 1, n - 4, LAST),
+        aten.slice.Tensor(x, 1, 0, n - 6),
+        aten.slice.Tensor(x, -1, n - 4, n + 2),
+        aten.slice.Tensor(x, 1, 5, n),
+        aten.slice.Tensor(x, 1, n, 5),
+        aten.slice.Tensor(x, 1, n - 4, LAST, 3),
+        aten.slice.Tensor(x, 1, 0, n, 2),
+        aten.slice.Tensor(x, 1, -10, 10),
+        aten.slice.Tensor(x, 1, 2, 9),
+        aten.slice.Tensor(x, 1, -7, -2),
+        aten.slice.Tensor(x, 1, 8, 2),
+        aten.select.int(x, 1, n - 4),
+        aten.slice_scatter.default(x, aten.slice.Tensor(aten.flip.default(x, [1]), 1, n - 3, n - 1), 1, n - 3, n - 1),
+        aten.roll.default(x, [7], [1]),
+        aten.roll.default(x, [-20], [1]),
+        aten.repeat.default(x, [n, 1]),
+        aten.view.default(aten.repeat.default(x, [1, n]), [3, n, -1]),
+        aten.expand.default(aten.slice.Tensor(x, 0, 0, n - 1), [-1, -1]),
+    )
+
+
+def test_bounds_of_which_nothing_is_known() -> None:
+    gm = torch.fx.symbolic_trace(on_sizes)
+    spec = [Input("x", torch.int64, (Axis(3, 3, 3), FREE)), Input("y", torch.int64, (FREE,))]
+    net = convert(gm, spec)
+    for s, n in ((6, 2), (9, 4), (16, 12), (5, 5)):
+        inputs = ints(-99, 99, 3, s), ints(0, 9, n)
+        wanted = on_sizes(*inputs)
+        for i, (value, found) in enumerate(zip(wanted, run(net, spec, inputs), strict=True)):
+            assert torch.equal(found, value), f"output {i}, s={s} n={n}"
+
+
+CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
+    "line": lambda: nn.Conv1d(6, 8, 3),
+    "line, padded": lambda: nn.Conv1d(6, 8, 3, stride=2, padding=1, bias=False),
+    "line, dilated, a kernel for each channel": lambda: nn.Conv1d(6, 6, 3, padding=2, dilation=2, groups=6),
+    "line, same": lambda: nn.Conv1d(6, 4, 4, padding="same"),
+    "line, valid": lambda: nn.Conv1d(6, 4, 2, padding="valid", dilation=3),
+    "patches": lambda: nn.Conv2d(6, 16, 3, stride=3),
+    "plane": lambda: nn.Conv2d(6, 8, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2, bias=False),
+    "plane, same": lambda: nn.Conv2d(6, 4, (2, 3), padding="same", dilation=(3, 1)),
+    "one image": lambda: nn.Sequential(First(), nn.Conv2d(6, 4, 3)),
+    "one line": lambda: nn.Sequential(First(), nn.Conv1d(6, 4, 3)),
+    "general": lambda: General(),
+    "computed": lambda: Computed(),
+}
+
+
+class First(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[0]
+
+
+class General(nn.Module):
+    """The general form of the operation, which other frontends write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 3, 3)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return aten.convolution(x, self.weight, self.bias, [2], [1], [1], False, [0], 2)
+
+
+class Computed(General):
+    """A kernel that is no constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv1d(x, x[:2, :, :3] * self.weight.view(2, 6, 3), padding=1)
+
+
+class Convolutions(nn.Module):
+    """All convolutions, on lines `[b 6 s]` or images `[b 6 s 12]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.made = nn.ModuleList(make() for make in CONVOLUTIONS.values())
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        planes = [any(isinstance(m, nn.Conv2d) for m in layer.modules()) for layer in self.made]
+        return tuple(layer(inputs[plane]) for layer, plane in zip(self.made, planes, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_convolutions_are_as_exact_as_eager_ones(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = Convolutions().to(dtype)
+    axes: tuple[dict[int, Any], ...] = ({0: B, 2: S}, {0: B, 2: S})
+    gm, spec = export(model, (floats(5, 6, 11, dtype=dtype), floats(5, 6, 11, 12, dtype=dtype)), axes)
+    net, exact = convert(gm, spec), Convolutions().to(dtype).double()
+    for b, s in SIZES:
+        inputs = floats(b, 6, s, dtype=dtype), floats(b, 6, s, 12, dtype=dtype)
+        found, eager, truth = run(net, spec, inputs), model(*inputs), exact(*(x.double() for x in inputs))
+        for name, ours, theirs, true in zip(CONVOLUTIONS, found, eager, truth, strict=True):
+            assert ours.dtype == dtype and ours.shape == theirs.shape, name
+            allowed = 2 * (theirs - true).abs().max() + torch.finfo(dtype).eps * 1e-2
+            assert (ours - true).abs().max() <= allowed, f"{name}, b={b} s={s}"
+    assert build(net, spec, "sm80", tmp_path / "plan").plan_bytes > 0
+
+
+KERNEL = torch.ones(6, 2, 3)
+REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
+    "boolean index": (lambda x, i: x[x > 0], "indexed by a tensor of torch.bool"),
+    "write through several": (lambda x, i: x.index_put((i, i), x[0, 0]), "other places than whole rows"),
+    "write that adds": (lambda x, i: x.index_put((i,), x[0], accumulate=True), "adds to what is there"),
+    "write with a step": (lambda x, i: torch.slice_scatter(x, x[:, :3], 1, 0, 6, 2), "a slice with a step"),
+    "empty part": (lambda x, i: torch.cat([EMPTY, x]), "an empty tensor of one axis"),
+    "mirror": (lambda x, i: functional.pad(x, (1, 1), mode="reflect"), "mode='reflect'"),
+    "roll of all": (lambda x, i: x.roll(1), "without dims"),
+    "sort of any number": (lambda x, i: i.sort(), "more than 3840"),
+    "topk of many": (lambda x, i: WIDE.topk(4000), "Invalid TopK"),
+    "stable sort": (lambda x, i: x.sort(stable=True), "no converter"),
+    "cumprod": (lambda x, i: x.cumprod(0), "no converter"),
+    "transposed": (lambda x, i: aten.convolution(x, KERNEL, None, [1], [0], [1], True, [0], 1), "it is a transposed"),
+    "volume": (lambda x, i: aten.convolution(x[None, None], VOLUME, None, [1], [0], [1], False, [0], 1), "along 3 axes"),
+    "upsample": (lambda x, i: functional.interpolate(x, scale_factor=2.0), "no converter"),
+}
+EMPTY, WIDE, VOLUME = torch.empty(0), torch.randn(2, 5000), torch.randn(2, 1, 3, 3, 3)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_modelled_is_refused(name: str) -> None:
+    row, why = REFUSED[name]
+    gm, spec = export(Table({name: row}), (torch.randn(5, 6, 7), ints(0, 5, 9)), ({}, {0: Dim("n", min=2)}))
+    with pytest.raises(CannotLower, match=why):
+        convert(gm, spec)

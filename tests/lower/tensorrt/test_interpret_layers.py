@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from one_layer import F32, FLOATS, I32, I64, INF, Emit, Meaning, Row, added, check, check_row, error, flags, integers, run, trt
 from torch import Tensor
 from torch.nn import functional
 
+from one_layer import F32, FLOATS, I32, I64, INF, Emit, Meaning, Row, added, check, check_row, error, flags, integers, run, trt
 from trilithon.lower.tensorrt.library import dtypes
 from trilithon.lower.tensorrt.network import Network, bits
 
@@ -243,7 +243,9 @@ def test_elementwise_floats(dtype):
     for op, meaning in BINARY.items():
         if op != "FLOOR_DIV":
             check(binary(op), meaning, a, b, free=True)
-    assert torch.equal(run(binary("FLOOR_DIV"), [a, b])[0], torch.floor(a.float() / b.float()).to(dtype))
+    check(binary("FLOOR_DIV"), lambda a, b: torch.floor(a / b), a, b, free=True)
+    one, tenth = torch.ones(9, dtype=dtype), torch.arange(1, 10).to(dtype) / 10
+    assert torch.equal(run(binary("FLOOR_DIV"), [one, tenth])[0], torch.floor(one / tenth))
     check(binary("POW"), torch.pow, a.abs() + 0.5, b, free=True)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from one_layer import F32, I32, I64, Emit, Meaning, Row, added, check, check_row, flags, integers, run, trt
 from torch import Tensor
 from torch.nn import functional
 
+from one_layer import F32, I32, I64, Emit, Row, check, check_row, flags, integers, run, trt
 from trilithon.errors import CannotLower
 from trilithon.lower.tensorrt.interpret import interpret
 from trilithon.lower.tensorrt.network import Network
@@ -55,6 +55,9 @@ SHAPES = {
     ),
     "reshape": Row(shuffled(reshape_dims=(2, 5, -1)), lambda x: x.reshape(2, 5, 12), X),
     "reshape_keeping_zeros": Row(shuffled(reshape_dims=(0, 0, 2, -1)), lambda x: x.reshape(4, 5, 2, 3), X),
+    "reshape_to_nothing": Row(
+        shuffled(reshape_dims=(3, 0), zero_is_placeholder=False), lambda x: x.reshape(3, 0), (torch.zeros(0, 4),)
+    ),
     "shuffle_in_its_order": Row(
         shuffled(first_transpose=(1, 0, 2), reshape_dims=(0, -1, 3), second_transpose=(2, 0, 1)),
         lambda x: x.permute(1, 0, 2).reshape(5, 8, 3).permute(2, 0, 1),
@@ -141,7 +144,7 @@ def test_constants_without_data_are_read_back_but_for_bfloat16():
     net.output(net.constant(value), "y")
     held.update(net.data)  # TensorRT holds pointers
     net.data.clear()
-    with pytest.raises(CannotLower, match="its weights are DataType.BF16, which Python cannot read back"):
+    with pytest.raises(CannotLower, match=r"its weights are DataType\.BF16, which Python cannot read back"):
         interpret(net, {})
 
 
@@ -242,9 +245,10 @@ INDICES = {
         lambda x, i: x[i[..., 0], i[..., 1]],
         ([4, 5, 6], integers(2, 3, 2, low=-4, high=4)),
         lambda x, i: x[i[..., 1], i[..., 0]],
+        free=False,
     ),
     "gather_coordinates_in_rows": Row(
-        gathered("ND", batch=1), gather_nd_in_rows, ([4, 5, 6], integers(4, 3, 1, low=-5, high=5))
+        gathered("ND", batch=1), gather_nd_in_rows, ([4, 5, 6], integers(4, 3, 1, low=-5, high=5)), free=False
     ),
     "scatter_elements": Row(scattered("ELEMENT", 1), lambda x, i, new: x.scatter(1, i, new), ([4, 5], PLACES, [4, 3])),
     "scatter_coordinates": Row(

@@ -12,6 +12,8 @@ from trilithon.lower.tensorrt.capability import AttentionSpec, SiteLowering, by_
 from trilithon.lower.tensorrt.library import library
 from trilithon.lower.tensorrt.network import ITensor, Network
 
+QKV = tuple[ITensor, ITensor, ITensor]
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -19,7 +21,7 @@ class Attention:
 
     Attributes:
         name: the site's.
-        q, k, v: `[b h s d]`, `[b g t d]`, `[b g t e]`, of one type.
+        qkv: `[b h s d]`, `[b g t d]`, `[b g t e]`, of one type.
         scale: factor on the scores.
         spec: the same in a backend's terms.
         allowed: gives the bool mask for a use ("scores" or "rows"), None = every key; emitted when it is asked for.
@@ -28,9 +30,7 @@ class Attention:
     """
 
     name: str
-    q: ITensor
-    k: ITensor
-    v: ITensor
+    qkv: QKV
     scale: float
     spec: AttentionSpec
     allowed: Callable[[str], ITensor | None]
@@ -58,7 +58,8 @@ def _fused(net: Network, site: Attention) -> ITensor:
     mask = _mask_of(net, site) if kind == trt.CausalMaskKind.NONE else None
     softmax = trt.AttentionNormalizationOp.SOFTMAX
     settings = {"decomposable": False} | ({} if mask is None else {"mask": mask})
-    layer = net.add("attention_v2", _scaled(net, site.q, site.scale), site.k, site.v, softmax, kind, **settings)
+    q, k, v = site.qkv
+    layer = net.add("attention_v2", _scaled(net, q, site.scale), k, v, softmax, kind, **settings)
     kept = (layer.causal_kind, layer.norm_op, layer.decomposable, None if layer.mask is None else layer.mask.name)
     if kept != (kind, softmax, False, None if mask is None else mask.name):
         raise net.refuse(f"TensorRT did not keep the settings of {site.name}: it has {kept}")
@@ -91,9 +92,10 @@ def _primitives(net: Network, site: Attention) -> ITensor:
     set to 0. More: -inf, which alone lets the builder find bounds, and a choice between the result and 0.
     """
     one_query = site.spec.s.high == 1
-    wide, dtype = torch.float32, net.dtype(site.q)
-    keys, values = (_per_query_head(net, x, site) for x in (site.k, site.v))
-    scores = net.cast(net.matmul(site.q, keys, transpose_b=True), wide)
+    q, k, v = site.qkv
+    wide, dtype = torch.float32, net.dtype(q)
+    keys, values = (_per_query_head(net, x, site) for x in (k, v))
+    scores = net.cast(net.matmul(q, keys, transpose_b=True), wide)
     if site.scale != 1:
         scores = net.elementwise("PROD", scores, net.number(site.scale, wide, 4))
     if site.spec.softcap is not None:
@@ -118,7 +120,7 @@ def _capped(net: Network, scores: ITensor, softcap: float) -> ITensor:
 
 
 def _per_query_head(net: Network, x: ITensor, site: Attention) -> ITensor:
-    """Keys or values `[b g t d]` as `[b h t d]`; query head i reads head i // (h // g). In the one kernel this copies nothing."""
+    """Keys or values `[b g t d]` as `[b h t d]`: query head i reads head i // (h // g). One query's kernel copies nothing."""
     h, g = site.spec.h, site.spec.g
     if h is None or g is None or h % g:
         raise net.refuse(f"{site.name} has {h} query heads over {g} key heads")

@@ -133,7 +133,8 @@ def choose(spec: AttentionSpec, attention: str) -> tuple[Form, str]:
     better = prefers_primitives(spec)
     if better is not None:
         return "decomposed", better
-    return "fused", "causal by its kind" if by_causal_kind(spec) else "a mask in the network" if spec.mask else "no mask"
+    masked = spec.mask is not None or spec.upper_left
+    return "fused", "causal by its kind" if by_causal_kind(spec) else "a mask in the network" if masked else "no mask"
 
 
 def keeps_a_key(mask: Mask, spec: AttentionSpec) -> bool:

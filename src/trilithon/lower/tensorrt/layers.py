@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,8 +67,11 @@ class Layers:
         """The error that what stands here cannot be a TensorRT layer."""
         return CannotLower(f"cannot lower {self._prefix} to TensorRT", where=self._where, why=why, todo=todo)
 
-    def add(self, kind: str, *arguments: Any, **settings: Any) -> Any:
+    def add(self, kind: str, *arguments: Any, inputs: Mapping[int, ITensor] | None = None, **settings: Any) -> Any:
         """The layer that `INetworkDefinition.add_<kind>` makes, with these attributes set and read back.
+
+        Args:
+            inputs: tensors for further slots of the layer.
 
         Raises:
             CannotLower: TensorRT logs an error, or does not keep an attribute.
@@ -76,6 +79,8 @@ class Layers:
         place = mark()
         try:
             layer = getattr(self.definition, f"add_{kind}")(*arguments)
+            for slot, x in (inputs or {}).items():
+                layer.set_input(slot, x)
             for name, value in settings.items():
                 setattr(layer, name, value)
             named = self.name(kind)

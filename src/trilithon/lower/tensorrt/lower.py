@@ -1,22 +1,63 @@
-"""Lower a canonical module to a TensorRT engine, or find the engine that an earlier run built."""
+"""Lower a canonical module to one TensorRT engine; where TensorRT cannot follow, to several with PyTorch in between."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from torch.fx import GraphModule
+import torch
+from torch import nn
+from torch._guards import detect_fake_mode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from trilithon.lower.inputs import Input
+from trilithon.errors import CannotLower
+from trilithon.lower.inputs import Axis, Input
 from trilithon.lower.tensorrt.convert import convert
+from trilithon.lower.tensorrt.converters.registry import CONVERTERS
 from trilithon.lower.tensorrt.engine import build, resolve_target
 from trilithon.lower.tensorrt.module import TensorRTModule
+from trilithon.lower.tensorrt.partition import engines, part_inputs, split
 from trilithon.options import Options
 
+Inputs = Sequence[Input]
+MOST_REFUSALS = 100  # nodes that may turn out to stay in PyTorch, one after the other
 
-def lower_tensorrt(gm: GraphModule, inputs: Sequence[Input], name: str, options: Options) -> TensorRTModule:
+
+class Split(nn.Module):
+    """A program of several engines with PyTorch in between.
+
+    Attributes:
+        kept: name of a node that stays in PyTorch because TensorRT cannot take it -> why.
+    """
+
+    def __init__(self, whole: GraphModule, kept: Mapping[str, str]) -> None:
+        super().__init__()
+        self.whole, self.kept = whole, dict(kept)
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.whole(*tensors)
+
+    @property
+    def engines(self) -> list[TensorRTModule]:
+        return [part.engine for part in self.whole.children() if isinstance(part, _Part)]
+
+
+class _Part(nn.Module):
+    """An engine as a submodule."""
+
+    def __init__(self, engine: TensorRTModule) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.engine(*tensors)
+
+
+def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options) -> TensorRTModule | Split:
     """Convert and build.
 
     Args:
@@ -25,12 +66,106 @@ def lower_tensorrt(gm: GraphModule, inputs: Sequence[Input], name: str, options:
         name: of the engine, e.g. "decode".
 
     Raises:
-        CannotLower: there is no such GPU, an operation has no converter, or TensorRT refuses the network.
+        CannotLower: there is no such GPU; nothing of the program can be an engine; an attention that was asked to be
+            fused cannot be; or TensorRT refuses the network.
     """
     target = resolve_target(options.gpu)
-    net = convert(gm, inputs, attention=options.attention)
-    engine = build(net, inputs, target, _folder() / f"{name}.plan")
-    return TensorRTModule(engine, net)
+
+    def made(part: GraphModule, takes: Inputs, called: str) -> TensorRTModule:
+        net = convert(part, takes, attention=options.attention)
+        return TensorRTModule(build(net, takes, target, _folder() / f"{called}.plan"), net)
+
+    refused = {
+        n.name: f"{n.target} has no converter" for n in gm.graph.nodes if n.op == "call_function" and n.target not in CONVERTERS
+    }
+    if not refused:
+        try:
+            return made(gm, inputs, name)
+        except CannotLower as error:
+            _note(error, refused, gm, options)
+    _infer(gm, inputs)
+    for _ in range(MOST_REFUSALS):
+        try:
+            return _lower_parts(gm, inputs, name, refused, made)
+        except CannotLower as error:
+            _note(error, refused, gm, options)
+    raise CannotLower(f"cannot lower {name} to TensorRT", why=f"more than {MOST_REFUSALS} of its nodes are refused")
+
+
+def _note(error: CannotLower, refused: dict[str, str], gm: GraphModule, options: Options) -> None:
+    """Leave the node that an error names in PyTorch; raise the error where that is no way out."""
+    node = next((n for n in gm.graph.nodes if error.where is not None and n.name == error.where.node), None)
+    forced = options.attention == "fused" and node is not None and "attention" in str(node.target)
+    if node is None or node.op != "call_function" or node.name in refused or forced:
+        raise error
+    refused[node.name] = error.why
+
+
+def _lower_parts(
+    gm: GraphModule,
+    inputs: Inputs,
+    name: str,
+    refused: Mapping[str, str],
+    made: Callable[[GraphModule, Inputs, str], TensorRTModule],
+) -> Split:
+    whole = split(GraphModule(gm, _copy(gm.graph)), refused)
+    spans = _spans(gm, inputs)
+    parts = engines(whole)
+    if not parts:
+        why = "; ".join(f"{node}: {reason}" for node, reason in refused.items())
+        raise CannotLower(f"cannot lower {name} to TensorRT", why=why, todo="use backend='native'")
+    for called, part in parts:
+        takes = part_inputs(part, spans)
+        if isinstance(takes, str):
+            raise CannotLower(f"cannot lower {name} to TensorRT in parts", why=takes, todo="use backend='native'")
+        setattr(whole, called, _Part(made(part, takes, f"{name}-{called}")))
+    return Split(whole, refused)
+
+
+def _copy(graph: Graph) -> Graph:
+    copy = Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
+
+
+def _spans(gm: GraphModule, inputs: Inputs) -> dict[str, Axis]:
+    """Name of a size that export left dynamic -> what it may be here."""
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    return {
+        str(size): axis
+        for node, spec in zip(placeholders, inputs, strict=True)
+        for size, axis in zip(node.meta["val"].shape, spec.axes, strict=True)
+        if isinstance(size, torch.SymInt)
+    }
+
+
+def _infer(gm: GraphModule, inputs: Inputs) -> None:
+    """Give every node its fake tensor; those that the cache brought have none yet."""
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    known = [n.meta["val"] for n in placeholders if "val" in n.meta]
+    mode = detect_fake_mode(known)
+    if all("val" in n.meta for n in gm.graph.nodes if n.op != "output") or mode is None:
+        return
+    rows = known[0].shape[0]
+    with mode:
+        values = [_fake(node, spec, rows) for node, spec in zip(placeholders, inputs, strict=True)]
+    FakeTensorProp(gm, mode).propagate_dont_convert_inputs(*values)
+
+
+def _fake(node: Node, spec: Input, rows: Any) -> torch.Tensor:
+    if "val" in node.meta:
+        value: torch.Tensor = node.meta["val"]
+        return value
+    sizes = [axis.high for axis in spec.axes]
+    return torch.empty([rows, *sizes[1:]] if sizes else [], dtype=spec.dtype)
+
+
+def notes(module: Any) -> tuple[str, ...]:
+    """What a report says of a lowered program that is in parts."""
+    if not isinstance(module, Split):
+        return ()
+    reasons = ", ".join(f"{node} ({why})" for node, why in module.kept.items())
+    return (f"{len(module.engines)} TensorRT engines, with these nodes in PyTorch: {reasons}",)
 
 
 @cache

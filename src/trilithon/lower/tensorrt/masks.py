@@ -35,8 +35,8 @@ _PYTHON: dict[str, Callable[[Any, Any], Any]] = {
 class Scores:
     """Sizes `b h s t` of an attention's scores, and names that tell which of them are equal to those of another."""
 
-    sizes: tuple[Size, Size, Size, Size]
-    names: tuple[str, str, str, str]
+    sizes: tuple[Size, ...]
+    names: tuple[str, ...]
 
 
 @dataclass

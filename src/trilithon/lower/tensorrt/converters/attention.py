@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.fx import Node
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from trilithon.lower.inputs import Axis
-from trilithon.lower.tensorrt.attention import Attention, attend
+from trilithon.lower.tensorrt.attention import QKV, Attention, attend
 from trilithon.lower.tensorrt.capability import UNKNOWN, AttentionSpec, keeps_a_key
 from trilithon.lower.tensorrt.converters.registry import converts
 from trilithon.lower.tensorrt.library import library
@@ -25,23 +26,47 @@ from trilithon.rewrite.op import ATTENTION
 from trilithon.spec.masks import Causal, Full, Mask, parse
 
 aten = torch.ops.aten
-Sizes = Sequence[Any]
 
 
 # ------------------------------------------------------------ sizes
 
 
-def _restored(net: Network, x: ITensor, node: Any) -> tuple[ITensor, Sizes]:
-    """An operand, with the sizes that the graph knows and TensorRT lost put back in; and the graph's sizes."""
+@dataclass(frozen=True)
+class Operand:
+    """A tensor of the network.
+
+    Attributes:
+        x: with the sizes that the graph knows and TensorRT lost put back in.
+        sizes: ints, and the graph's sizes where they vary; -1 where nothing is known.
+        names: of the sizes in the graph: those of one name are equal; "" where the graph records none.
+    """
+
+    x: ITensor
+    sizes: tuple[Any, ...]
+    names: tuple[str, ...]
+
+    def name(self, axis: int) -> str:
+        """A name that no other size has."""
+        size = self.sizes[axis]
+        return self.names[axis] or (f"{self.x.name}[{axis}]" if _known(size) is None else str(size))
+
+    def ranked(self, net: Network, rank: int) -> Operand:
+        """With axes of size 1 in front."""
+        lead = rank - len(self.sizes)
+        return Operand(net.ranked(self.x, rank), (1,) * lead + self.sizes, ("1",) * lead + self.names)
+
+
+def _operand(net: Network, x: ITensor, node: Any) -> Operand:
     value = node.meta.get("val") if isinstance(node, Node) else None
     own = tuple(int(size) for size in x.shape)
     if value is None:
-        return x, own
+        return Operand(x, own, ("",) * len(own))
     lost = [isinstance(size, int) and known < 0 for known, size in zip(own, value.shape, strict=True)]
     if any(lost):
         keep = tuple(size if put else 0 for put, size in zip(lost, value.shape, strict=True))
         x = net.out("shuffle", x, reshape_dims=keep, zero_is_placeholder=True)
-    return x, tuple(size if known < 0 else known for known, size in zip(own, value.shape, strict=True))
+    sizes = tuple(size if known < 0 else known for known, size in zip(own, value.shape, strict=True))
+    return Operand(x, sizes, tuple(map(str, value.shape)))
 
 
 def _known(size: Any) -> int | None:
@@ -62,11 +87,6 @@ def _span(net: Network, size: Any) -> Axis:
     return Axis(low, low, max(low, high))
 
 
-def _names(net: Network, x: ITensor, sizes: Sizes) -> list[str]:
-    """A name for each size; sizes of one name are equal."""
-    return [f"{x.name}[{i}]" if isinstance(size, int) and size < 0 else str(size) for i, size in enumerate(sizes)]
-
-
 def _site_name(node: Node | None) -> str:
     if node is None:
         return "attention"
@@ -76,36 +96,47 @@ def _site_name(node: Node | None) -> str:
 # ------------------------------------------------------------ operands
 
 
-def _operands(net: Network, tensors: Sequence[ITensor], nodes: Sequence[Any]) -> tuple[list[ITensor], AttentionSpec, Scores]:
+def _operands(net: Network, tensors: Sequence[ITensor], nodes: Sequence[Any]) -> tuple[QKV, AttentionSpec, Scores]:
     """q, k and v of rank 4 and one type, and what is known of them.
 
     Raises:
         CannotLower: they fit only by broadcasting, or not at all.
     """
-    found = [_restored(net, x, node) for x, node in zip(tensors, nodes, strict=True)]
-    ranks = {len(x.shape) for x, _ in found}
+    found = [_operand(net, x, node) for x, node in zip(tensors, nodes, strict=True)]
+    ranks = {len(operand.sizes) for operand in found}
     if len(ranks) > 1 or not ranks <= {2, 3, 4}:
         raise net.refuse(f"its operands have ranks {sorted(ranks)}; they must have one, up to 4")
-    lead = 4 - ranks.pop()
-    q, k, v = (net.ranked(x, 4) for x, _ in found)
-    names = [["1"] * lead + _names(net, x, sizes) for x, sizes in found]
-    qs, ks, vs = ((1,) * lead + tuple(sizes) for _, sizes in found)
-    if names[0][0] != names[1][0] or names[1][:3] != names[2][:3] or names[0][3] != names[1][3]:
-        raise net.refuse(f"its operands fit only by broadcasting: q {list(qs)}, k {list(ks)}, v {list(vs)}")
-    if len({x.dtype for x in (q, k, v)}) > 1:
-        raise net.refuse(f"its operands are of types {', '.join(str(net.dtype(x)) for x in (q, k, v))}")
+    q, k, v = (operand.ranked(net, 4) for operand in found)
+    if not (_fit(q, k, 0, 3) and _fit(k, v, 0, 1, 2)):
+        shown = (f"{name} {list(operand.sizes)}" for name, operand in zip("qkv", (q, k, v), strict=True))
+        raise net.refuse(f"its operands fit only by broadcasting: {', '.join(shown)}")
+    tensors = q.x, k.x, v.x
+    if len({x.dtype for x in tensors}) > 1:
+        raise net.refuse(f"its operands are of types {', '.join(str(net.dtype(x)) for x in tensors)}")
     spec = AttentionSpec(
-        dtype=net.dtype(q),
-        h=_known(qs[1]),
-        g=_known(ks[1]),
-        d=_known(qs[3]),
-        e=_known(vs[3]),
-        s=_span(net, qs[2]),
-        t=_span(net, ks[2]),
-        same_length=names[0][2] == names[1][2],
+        dtype=net.dtype(q.x),
+        h=_known(q.sizes[1]),
+        g=_known(k.sizes[1]),
+        d=_known(q.sizes[3]),
+        e=_known(v.sizes[3]),
+        s=_span(net, q.sizes[2]),
+        t=_span(net, k.sizes[2]),
+        same_length=_same(q, 2, k, 2),
     )
-    sizes = (net.size(q, 0), net.size(q, 1), net.size(q, 2), net.size(k, 2))
-    return [q, k, v], spec, Scores(sizes, (names[0][0], names[0][1], names[0][2], names[1][2]))
+    axes = ((q, 0), (q, 1), (q, 2), (k, 2))
+    return tensors, spec, Scores(tuple(net.size(x.x, i) for x, i in axes), tuple(x.name(i) for x, i in axes))
+
+
+def _same(one: Operand, i: int, other: Operand, j: int) -> bool:
+    """Is it certain that two sizes are equal?"""
+    return one.name(i) == other.name(j) or one.sizes[i] == other.sizes[j] == _known(one.sizes[i])
+
+
+def _fit(one: Operand, other: Operand, *axes: int) -> bool:
+    """Are sizes equal, as far as both are known?"""
+    unknown = [one.names[i] == "" or other.names[i] == "" for i in axes]
+    numbers = [None not in (_known(one.sizes[i]), _known(other.sizes[i])) for i in axes]
+    return all(_same(one, i, other, i) or (u and not n) for i, u, n in zip(axes, unknown, numbers, strict=True))
 
 
 # ------------------------------------------------------------ the canonical operation
@@ -127,14 +158,17 @@ def convert_attention(
     operands, spec, scores = _operands(net, (q, k, v), nodes)
     upper_left = meaning == Causal() and q_start is None
     typed = None if upper_left or meaning == Full() else torch.bool
-    spec = AttentionSpec(**{**vars(spec), "upper_left": upper_left, "mask": typed, "from_start": q_start is not None})
+    spec = replace(spec, upper_left=upper_left, mask=typed, from_start=q_start is not None)
     allowed = partial(emit_mask, net, meaning, scores, q_start, key_mask, None)
-    return attend(
-        net,
-        Attention(
-            _site_name(net.node), *operands, scale=scale, spec=spec, allowed=allowed, keeps_a_key=keeps_a_key(meaning, spec)
-        ),
+    site = Attention(
+        name=_site_name(net.node),
+        qkv=operands,
+        scale=scale,
+        spec=spec,
+        allowed=allowed,
+        keeps_a_key=keeps_a_key(meaning, spec),
     )
+    return attend(net, site)
 
 
 def _nodes(net: Network, *names: str) -> list[Any]:
@@ -241,22 +275,16 @@ def _sdpa(
     if dropout:
         raise net.refuse(f"dropout_p={dropout}: call model.eval() before exporting")
     operands, spec, scores = _operands(net, tensors, _nodes(net, "query", "key", "value"))
-    if spec.d is None or (scale is not None and not isinstance(scale, (int, float))):
-        raise net.refuse(f"its scale is {'1/sqrt of a size' if scale is None else scale}, which is known only at run time")
+    if scale is not None and not isinstance(scale, (int, float)):
+        raise net.refuse("its scale is known only at run time")
     own = _own_mask(net, mask, mask_name)
     is_bool = own is not None and net.dtype(own) == torch.bool
     triangle: Mask = Causal() if is_causal else Full()
-    spec = AttentionSpec(
-        **{
-            **vars(spec),
-            "upper_left": is_causal and own is None,
-            "mask": None if own is None else net.dtype(own),
-        }
-    )
+    spec = replace(spec, upper_left=is_causal and own is None, mask=None if own is None else net.dtype(own))
 
     def allowed(use: str) -> ITensor | None:
         below = emit_mask(net, triangle, scores, use=use)
-        if below is None or not is_bool:
+        if below is None or own is None or not is_bool:
             return own if is_bool else below
         key = ("triangle and mask", below.name, own.name)
         if key not in net.shared:
@@ -264,9 +292,9 @@ def _sdpa(
         return net.shared[key]
 
     site = Attention(
-        _site_name(net.node),
-        *operands,
-        scale=1 / math.sqrt(spec.d) if scale is None else float(scale),
+        name=_site_name(net.node),
+        qkv=operands,
+        scale=_default_scale(net, spec) if scale is None else float(scale),
         spec=spec,
         allowed=allowed,
         bias=None if is_bool else own,
@@ -276,11 +304,17 @@ def _sdpa(
     return result if len(tensors[0].shape) == 4 else _unranked(net, result, len(tensors[0].shape))
 
 
+def _default_scale(net: Network, spec: AttentionSpec) -> float:
+    if spec.d is None:
+        raise net.refuse("its scale is 1/sqrt of a size that is known only at run time")
+    return 1 / math.sqrt(spec.d)
+
+
 def _own_mask(net: Network, mask: ITensor | None, name: str) -> ITensor | None:
     """A mask of rank 4, with the sizes that the graph knows."""
     if mask is None:
         return None
-    mask, _ = _restored(net, mask, _nodes(net, name)[0])
+    mask = _operand(net, mask, _nodes(net, name)[0]).x
     if len(mask.shape) > 4 or net.dtype(mask) not in (torch.bool, torch.float32, torch.float16, torch.bfloat16):
         raise net.refuse(f"its mask is {net.dtype(mask)} of rank {len(mask.shape)}")
     return net.ranked(mask, 4)
@@ -312,9 +346,9 @@ def convert_index_copy_(net: Network, self: ITensor, dim: int, index: ITensor, s
         raise net.refuse("it is not a write of consecutive slots along axis 2 of a cache [b g t d] that is an input")
     if net.dtype(self) != net.dtype(source):
         raise net.refuse(f"it writes {net.dtype(source)} into a cache of {net.dtype(self)}")
-    rows = net.size(self, 0)
+    rows: Any = net.size(self, 0)
     key = ("first slots", start.name, rows.name if is_tensor(rows) else rows)
     if key not in net.shared:
         first = net.cast(net.reshape(start, [1]), torch.int32)
-        net.shared[key] = first if rows == 1 and not is_tensor(rows) else net.expand(first, [rows])
+        net.shared[key] = net.expand(first, [rows])
     return net.out("kv_cache_update", self, source, net.shared[key], library().KVCacheMode.LINEAR)

@@ -1,4 +1,4 @@
-"""Comparisons and logic. TensorRT has EQUAL, GREATER and LESS; the rest is made of these such that NaN compares as it should."""
+"""Comparisons and logic. TensorRT has EQUAL, GREATER and LESS; the rest is made of these, and right for NaN."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 from trilithon.lower.tensorrt.converters.known import fake_shape
 from trilithon.lower.tensorrt.converters.registry import converts
 from trilithon.lower.tensorrt.converters.view import unsqueezed, without
-from trilithon.lower.tensorrt.library import dtypes, library
+from trilithon.lower.tensorrt.library import library
 from trilithon.lower.tensorrt.network import ITensor, Network, is_tensor
 
 aten = torch.ops.aten
@@ -95,9 +95,12 @@ def _convolved(
     if is_line:
         x, window = unsqueezed(net, x, 2), [1, *window]
         parts = {name: [int(not name.endswith("padding")), *values] for name, values in parts.items()}
-    kernel, offset = _weights(net, weight), _weights(net, bias)
+        weight = unsqueezed(net, weight, 2)
+    inputs = {1: weight} if bias is None else {1: weight, 2: bias}
     settings: dict[str, Any] = {name: tuple(values) for name, values in parts.items()}
-    result = net.out("convolution_nd", x, weight.shape[0], tuple(window), kernel, offset, num_groups=groups, **settings)
+    none = library().Weights()
+    maps = weight.shape[0], tuple(window), none, none
+    result = net.out("convolution_nd", x, *maps, inputs=inputs, num_groups=groups, **settings)
     result = without(net, result, [2]) if is_line else result
     return without(net, result, [0]) if is_single else result
 
@@ -114,18 +117,7 @@ def _with_channels(net: Network, x: ITensor) -> ITensor:
 
 def _each(net: Network, weight: ITensor, values: Sizes) -> list[int]:
     """One value for each axis of the window; a single one stands for all."""
-    given = [values] if isinstance(values, int) or is_tensor(values) else list(values)
+    given = [values] if isinstance(values, int) else list(values)
     if any(is_tensor(value) for value in given):
         raise net.refuse("a stride, padding or dilation is known only at run time")
     return given * (len(weight.shape) - 2) if len(given) == 1 else given
-
-
-def _weights(net: Network, x: ITensor | None) -> Any:
-    """The data of a constant, shared; no data for None."""
-    trt = library()
-    if x is None:
-        return trt.Weights()
-    if x.name not in net.data:
-        raise net.refuse("its weights are computed: the layer takes constants")
-    data = net.data[x.name]
-    return trt.Weights(dtypes()[data.dtype], data.data_ptr(), data.numel())

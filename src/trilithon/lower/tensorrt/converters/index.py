@@ -115,13 +115,10 @@ def _scattered(net: Network, x: ITensor, dim: int, index: ITensor, source: ITens
 def convert_index_put(
     net: Network, self: ITensor, indices: Sequence[ITensor | None], values: ITensor, accumulate: bool
 ) -> ITensor:
-    """The first axes are indexed; `values` broadcast. Of equal indices any one wins."""
-    if accumulate or any(index is None for index in indices):
-        raise net.refuse("it adds to what is there" if accumulate else "it writes to an axis behind one that it keeps")
-    rank = max(len(index.shape) for index in indices)
-    shapes = [net.sizes(net.ranked(_integer(net, index), rank)) for index in indices]
-    if len(indices) > 1:
-        raise net.refuse("several tensors index it")
-    places = net.reshape(indices[0], [*shapes[0], 1])
-    filled = net.expand(values, [*shapes[0], *net.sizes(self)[1:]])
-    return net.out("scatter", self, places, filled, library().ScatterMode.ND)
+    """Rows of `self` replaced by `values`, which broadcast. Of equal indices any one wins."""
+    index = indices[0]
+    if accumulate or len(indices) > 1 or index is None:
+        raise net.refuse("it adds to what is there" if accumulate else "it writes to other places than whole rows")
+    places = net.sizes(_integer(net, index))
+    rows = net.expand(values, [*places, *net.sizes(self)[1:]])
+    return net.out("scatter", self, net.reshape(index, [*places, 1]), rows, library().ScatterMode.ND)

@@ -75,10 +75,10 @@ def convert_roll(net: Network, self: ITensor, shifts: Sequence[Size], dims: Sequ
         raise net.refuse("it rolls without dims, or by a size known only at run time")
     for shift, dim in zip(shifts, dims, strict=True):
         axis = axis_of(net, self, dim)
-        size = net.size(self, axis)
-        turns = net.calculate("FLOOR_DIV", shift, size)
-        back = net.calculate("SUB", shift, net.calculate("PROD", turns, size))
-        front = net.calculate("SUB", size, back)
+        size, far = net.size(self, axis), abs(shift)
+        turned = net.calculate("SUB", far, net.calculate("PROD", net.calculate("FLOOR_DIV", far, size), size))
+        front = turned if shift < 0 else net.calculate("SUB", size, turned)
+        back = net.calculate("SUB", size, front)
         self = net.concat([cut(net, self, axis, front, back), cut(net, self, axis, 0, front)], axis)
     return self
 

@@ -186,9 +186,10 @@ def _batch_norm(
 
 
 def _float_type(net: Network, x: ITensor) -> torch.dtype:
-    if net.dtype(x) not in FLOATS:
-        raise net.refuse(f"it normalises {net.dtype(x)}")
-    return net.dtype(x)
+    dtype: torch.dtype = net.dtype(x)
+    if dtype not in FLOATS:
+        raise net.refuse(f"it normalises {dtype}")
+    return dtype
 
 
 def _known(net: Network, sizes: Sequence[Size]) -> list[int]:
@@ -200,5 +201,5 @@ def _known(net: Network, sizes: Sequence[Size]) -> list[int]:
 def _refuse_statistics(net: Network) -> None:
     """The node's first result is the normal tensor; of the mean and the deviation behind it nothing is emitted."""
     users: Any = net.node.users if net.node is not None else ()
-    if any(user.args[1] != 0 for user in users):
+    if any(user.args[1] != 0 and user.users for user in users):
         raise net.refuse("its mean or deviation is used", todo="use its first result alone")

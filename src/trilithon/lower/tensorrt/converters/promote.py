@@ -80,7 +80,7 @@ def _is_held(net: Network, operand: Operand, dtype: torch.dtype) -> bool:
     """Is nothing lost by taking `operand` as this type, or is it a tensor with axes, which PyTorch rounds first too?"""
     if is_tensor(operand):
         return bool(operand.shape) or net.dtype(operand) in (dtype, torch.bool)
-    return _rounded(operand, dtype) == operand
+    return bool(_rounded(operand, dtype) == operand)
 
 
 def in_float32(net: Network, x: ITensor, function: Callable[[ITensor], ITensor]) -> ITensor:

@@ -15,7 +15,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 @converts(aten.cumsum.default)
 def convert_cumsum(net: Network, self: ITensor, dim: int, dtype: torch.dtype | None) -> ITensor:
-    """Integers are summed as int64 where no dtype is asked for. Halves are summed in float32: the layer adds in its own type."""
+    """Integers are summed as int64 if no dtype is asked for; halves in float32, as the layer adds in its own type."""
     given = net.dtype(self)
     wanted = dtype or (given if given.is_floating_point else torch.int64)
     x = net.cast(self, torch.float32 if wanted in HALF else wanted)

@@ -46,16 +46,20 @@ def convert_std(net: Network, self: ITensor, dim: Dims, correction: float | None
 
 @converts(aten.var_mean.dim)
 def convert_var_mean_dim(net: Network, self: ITensor, dim: Dims, unbiased: bool, keepdim: bool) -> tuple[ITensor, ITensor]:
-    return convert_var_mean(net, self, dim, float(unbiased), keepdim)
+    return _variance_and_mean(net, self, dim, float(unbiased), keepdim)
 
 
 @converts(aten.var_mean.correction)
 def convert_var_mean(
     net: Network, self: ITensor, dim: Dims, correction: float | None, keepdim: bool
 ) -> tuple[ITensor, ITensor]:
-    variance = _variance(net, self, dim, correction, keepdim)
-    mean = reduced(net, "AVG", tensor(net, self, torch.float32), dim, keepdim)
-    return net.cast(variance, net.dtype(self)), net.cast(mean, net.dtype(self))
+    return _variance_and_mean(net, self, dim, correction, keepdim)
+
+
+def _variance_and_mean(net: Network, x: ITensor, dim: Dims, correction: float | None, keep: bool) -> tuple[ITensor, ITensor]:
+    variance = _variance(net, x, dim, correction, keep)
+    mean = reduced(net, "AVG", tensor(net, x, torch.float32), dim, keep)
+    return net.cast(variance, net.dtype(x)), net.cast(mean, net.dtype(x))
 
 
 def _deviation(net: Network, x: ITensor, dim: Dims, correction: float | None, keep: bool) -> ITensor:

@@ -19,17 +19,14 @@ def elementwise(layer: Layer) -> Tensor:
     op = layer.own.op.name
     if op in ("DIV", "FLOOR_DIV") and not a.is_floating_point() and bool((b == 0).any()):
         raise layer.refuse("it divides an integer by zero", todo="check the inputs")
+    if op == "FLOOR_DIV" and a.is_floating_point():  # the quotient is rounded first, unlike PyTorch's: 1 / 0.1 gives 10
+        return torch.floor((a / b).to(layer.x(0).dtype))
     return BINARY[op](a, b)
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
     """The quotient; of integers it is cut towards zero, as in C++."""
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
-
-
-def floor_divide(a: Tensor, b: Tensor) -> Tensor:
-    """The quotient rounded down; that of floats is rounded to a float first, unlike PyTorch's (1 / 0.1 gives 10)."""
-    return torch.floor(a / b) if a.is_floating_point() else torch.div(a, b, rounding_mode="floor")
 
 
 def power(a: Tensor, b: Tensor) -> Tensor:
@@ -44,7 +41,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "MAX": torch.maximum,
     "MIN": torch.minimum,
     "DIV": divide,
-    "FLOOR_DIV": floor_divide,
+    "FLOOR_DIV": lambda a, b: torch.div(a, b, rounding_mode="floor"),
     "POW": power,
     "AND": torch.logical_and,
     "OR": torch.logical_or,

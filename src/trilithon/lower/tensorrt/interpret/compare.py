@@ -64,18 +64,30 @@ def first_difference(
         dtype: see `interpret`.
 
     Raises:
-        InputError: see `interpret`; or a name in `observed` is of no tensor that a node stands for.
+        InputError: see `interpret`; or the network was made of another graph; or a name in `observed` is of no tensor
+            that a node stands for.
     """
     values = tensors(net, feeds, dtype=dtype) if observed is None else observed
-    named = {value.name for node in gm.graph.nodes for value in _flat(net.values.get(node.name)) if is_tensor(value)}
+    named = {value.name for node in gm.graph.nodes for value in _flat(_converted(net, node)) if is_tensor(value)}
     if observed is not None and not set(observed) <= named:
         raise InputError("cannot place what was observed", why=f"no node stands for {', '.join(sorted(set(observed) - named))}")
     for node, graph_value in _run(net, gm, feeds).items():
-        for ours, theirs in zip(_flat(net.values.get(node.name)), _flat(graph_value), strict=False):
+        for ours, theirs in zip(_flat(_converted(net, node)), _flat(graph_value), strict=False):
             found = _compare(node, ours, theirs, values)
             if found is not None and found.error > (limit if found.graph.is_floating_point() else 0):
                 return found
     return None
+
+
+def _converted(net: Network, node: Node) -> Any:
+    """What the node became. Outputs of the graph are the first outputs of the network; those behind are caches."""
+    if node.op == "output":
+        return [net.definition.get_output(i) for i in range(net.definition.num_outputs)]
+    if node.op == "placeholder":
+        return net.values.get(node.name)  # None where nobody reads it
+    if node.name not in net.values:
+        raise InputError("cannot compare the network with this graph", why=f"it was not made of it: {node.name} is not known")
+    return net.values[node.name]
 
 
 class _Recorder(Interpreter):
@@ -87,18 +99,20 @@ class _Recorder(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
-        if n.op not in ("placeholder", "output"):
+        if n.op != "placeholder":
             parts = [part.detach().clone() if isinstance(part, Tensor) else part for part in _flat(value)]
             self.seen[n] = tuple(parts) if isinstance(value, (tuple, list)) else parts[0]
         return value
 
 
 def _run(net: Network, gm: GraphModule, feeds: Mapping[str, Tensor]) -> dict[Node, Any]:
-    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
-    inputs = []
-    for i, node in enumerate(placeholders):
-        value = feeds[net.definition.get_input(i).name].detach().cpu().clone()
-        inputs.append(int(value) if isinstance(node.meta.get("val"), torch.SymInt) else value)
+    names = (net.definition.get_input(i).name for i in range(net.definition.num_inputs))
+    inputs: list[Any] = []
+    for node in gm.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        value = feeds[next(names)].detach().cpu().clone() if node.users else None  # an unread one is no input of the network
+        inputs.append(int(value) if value is not None and isinstance(node.meta.get("val"), torch.SymInt) else value)
     recorder = _Recorder(gm)
     with torch.no_grad():
         recorder.run(*inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -31,8 +32,8 @@ def interpret(
         InputError: a feed is missing, unknown, or of another shape or type than the input.
         CannotLower: a layer is not modelled, fails, or makes a tensor of another shape or type than is declared.
     """
-    values = tensors(net, feeds, dtype=dtype, empty_row=empty_row)
     outputs = [net.definition.get_output(i).name for i in range(net.definition.num_outputs)]
+    values = _walk(net, feeds, _mode(dtype, empty_row), kept=set(outputs))
     return {name: values[name] for name in outputs}
 
 
@@ -40,19 +41,33 @@ def tensors(
     net: Network, feeds: Mapping[str, Tensor], *, dtype: torch.dtype | None = None, empty_row: float = math.nan
 ) -> dict[str, Tensor]:
     """All tensors of a network by their names. See `interpret`."""
+    return _walk(net, feeds, _mode(dtype, empty_row), kept=None)
+
+
+def _mode(dtype: torch.dtype | None, empty_row: float) -> Mode:
     if dtype not in (None, torch.float32, torch.float64):
         raise InputError(
             f"cannot interpret a network in {dtype}", why="it has less digits than the network's own types may have"
         )
-    mode, env = Mode(dtype, empty_row), dict[str, Tensor]()
+    return Mode(dtype, empty_row)
+
+
+def _walk(net: Network, feeds: Mapping[str, Tensor], mode: Mode, kept: set[str] | None) -> dict[str, Tensor]:
+    """The tensors of a network; but for those to be kept (None: all) each is dropped once no layer will read it."""
+    env: dict[str, Tensor] = {}
     layers = layers_of(net, env, mode)
     env.update(_feeds(net, feeds, mode))
+    readers = Counter(name for layer in layers for name in layer.sources)
     for layer in layers:
         made = _evaluate(layer)
         if len(made) != len(layer.results):
             raise layer.refuse(f"it has {len(layer.results)} outputs, {len(made)} were calculated")
         for tensor, value in zip(layer.results, made, strict=True):
             env[tensor.name] = _checked(layer, tensor, value)
+        readers.subtract(layer.sources)
+        dead = {name for name in layer.sources if name is not None and readers[name] == 0}
+        for name in dead - kept if kept is not None else ():
+            del env[name]
     return env
 
 
