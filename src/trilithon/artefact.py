@@ -13,8 +13,10 @@ import torch
 from trilithon.compiled import Compiled
 from trilithon.errors import CannotCache, CannotLower, InputError
 from trilithon.lower.inputs import Axis, Input
+from trilithon.lower.tensorrt.capability import SiteLowering
 from trilithon.lower.tensorrt.engine import Engine
 from trilithon.lower.tensorrt.kernels import Layer
+from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.prove.verdict import Proof, Verdict
 from trilithon.report.report import Report, SiteReport
@@ -25,7 +27,7 @@ from trilithon.spec.codec import decode, encode, readable_classes
 
 MANIFEST = "trilithon.json"
 FORMAT = 1
-CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, Input, Axis, Layer, runtime.Expected, runtime.Axis)
+CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, Input, Axis, Layer, SiteLowering, runtime.Expected, runtime.Axis)
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 HOW = "write one with trilithon compile MODEL --backend tensorrt --out FOLDER, or Compiled.save(FOLDER)"
 
@@ -39,6 +41,10 @@ def save(compiled: Compiled, folder: str | Path) -> Path:
     folder = Path(folder)
     decoder = compiled.cached
     modules = _modules(compiled)
+    split = next((m for m in _lowered(compiled).values() if isinstance(m, Split)), None)
+    if split is not None:
+        kept = ", ".join(f"{node} ({why})" for node, why in split.kept.items())
+        raise CannotLower(f"cannot save {compiled!r}", why=f"a part of it stays in PyTorch: {kept}", todo="keep it in memory")
     if not modules:
         raise CannotLower(
             f"cannot save {compiled!r}",
@@ -55,7 +61,7 @@ def save(compiled: Compiled, folder: str | Path) -> Path:
         "max_tokens": compiled.max_tokens,
         "defaults": compiled.defaults,
         "engines": {name: _engine_data(module.engine) for name, module in modules.items()},
-        "programs": [_program_data(p) for p in compiled.programs if isinstance(p.fast, TensorRTModule)],
+        "programs": [_program_data(p) for p in compiled.programs if _name(p) in modules],
         "cache": _refusal_data(decoder) if isinstance(decoder, CannotCache) else _cache_data(decoder),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -88,12 +94,16 @@ def is_artefact(folder: str | Path) -> bool:
 # ---------------------------------------------------------------- to plain data
 
 
-def _modules(compiled: Compiled) -> dict[str, TensorRTModule]:
-    """The engines by name."""
-    found: list[tuple[str, Any]] = [(_name(p), p.fast) for p in compiled.programs]
+def _lowered(compiled: Compiled) -> dict[str, Any]:
+    """Each lowered program by name; None for one that is not lowered yet."""
+    found = {_name(p): runtime.lowered(p.fast) for p in compiled.programs}
     if isinstance(compiled.cached, CachedDecoder):
-        found += [(f.name, getattr(compiled.cached.modules, f.name)) for f in fields(CachedModules)]
-    return {name: module for name, module in found if isinstance(module, TensorRTModule)}
+        found |= {f.name: getattr(compiled.cached.modules, f.name) for f in fields(CachedModules)}
+    return found
+
+
+def _modules(compiled: Compiled) -> dict[str, TensorRTModule]:
+    return {name: module for name, module in _lowered(compiled).items() if isinstance(module, TensorRTModule)}
 
 
 def _name(program: runtime.Program) -> str:

@@ -15,8 +15,11 @@ from trilithon.caching import cache_notes, capacity, make_decoder
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
 from trilithon.compiled import Compiled
-from trilithon.lower.backend import lower_module, resolve_backend
+from trilithon.errors import CannotCache
+from trilithon.lower.backend import backend_note, lower_module, resolve_backend
 from trilithon.lower.inputs import sequence_inputs
+from trilithon.lower.tensorrt.lower import split_notes
+from trilithon.lower.tensorrt.module import site_forms
 from trilithon.options import Options
 from trilithon.prove.cache import default_cache
 from trilithon.prove.program import Examined, examine_program, prover_of, size_ranges
@@ -27,7 +30,7 @@ from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
 from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import fake_inputs, input_names, unlift
 from trilithon.runtime.decoder import CachedDecoder
-from trilithon.runtime.program import Deferred, Program, expected_inputs
+from trilithon.runtime.program import Deferred, Program, expected_inputs, lowered
 from trilithon.runtime.verify import verify_program
 from trilithon.spec.assumption import Assumption
 
@@ -195,12 +198,22 @@ def compile(
     program, report = _program(analysis, backend, options, max_tokens, defer=defer)
     return Compiled(
         programs={program.inputs: program},
-        report=replace(report, notes=(*report.notes, *cache_notes(decoder))),
+        report=_as_lowered(report, program, decoder),
         build=build if hf.is_hf(model) else None,
         decoder=decoder,
         max_tokens=max_tokens,
         defaults=hf.generation_defaults(model),
     )
+
+
+def _as_lowered(report: Report, program: Program, decoder: CachedDecoder | CannotCache) -> Report:
+    """The report with what the lowered programs say of themselves."""
+    modules: dict[str, Any] = {} if isinstance(decoder, CannotCache) else vars(decoder.modules)
+    modules = {**modules, "call": lowered(program.fast)}
+    forms = site_forms(modules)
+    sites = [replace(site, runs_on=forms.get(site.name, site.runs_on)) for site in report.sites]
+    parts = (f"{name}: {note}" for name, module in modules.items() for note in split_notes(module))
+    return replace(report, sites=sites, notes=(*report.notes, *cache_notes(decoder), *parts))
 
 
 def _program(
@@ -214,12 +227,12 @@ def _program(
     device = next((w.device for w in fast.buffers()), torch.device("cpu"))
     inputs = sequence_inputs(held, options.max_batch, max_tokens)
 
-    def lowered() -> Callable[..., Any]:
+    def make() -> Callable[..., Any]:
         return lower_module(fast, backend, options, role="sequence", name="sequence", inputs=inputs)
 
     program = Program(
         expected=expected_inputs(held, analysis.report.ranges),
-        fast=Deferred(lowered) if defer else lowered(),
+        fast=Deferred(make) if defer else make(),
         general=unlift(general),
         guards=analysis.guards,
         when_guard_fails=options.when_guard_fails,
@@ -227,4 +240,4 @@ def _program(
     if options.verify and not defer:
         verify_program(program, held, device, rows=min(2, options.max_batch))
     seconds = {**analysis.report.seconds, "lower and verify": time.perf_counter() - started}
-    return program, replace(analysis.report, seconds=seconds, notes=(f"backend: {backend}",))
+    return program, replace(analysis.report, seconds=seconds, notes=(backend_note(backend, options),))

@@ -12,6 +12,8 @@ import torch
 from trilithon.bench.roofline import machine_name
 from trilithon.errors import TrilithonError
 from trilithon.lower.backend import resolve_backend
+from trilithon.lower.tensorrt.engine import targets
+from trilithon.lower.tensorrt.library import version
 from trilithon.options import BACKENDS
 
 PACKAGES = ("trilithon", "torch", "transformers", "z3-solver", "numpy", "safetensors", "triton")
@@ -76,14 +78,18 @@ def _backend(name: str) -> dict[str, Any]:
         return {"works": False, "says": "; ".join(part for part in (error.why or error.what, error.todo) if part)}
     if name == "auto":
         return {"works": True, "says": f"chooses {chosen}"}
-    return {"works": True, "says": _abilities()[name]}
+    return {"works": True, "says": _ability(name)}
 
 
-def _abilities() -> dict[str, str]:
+def _ability(name: str) -> str:
+    """What a backend that works here does."""
+    if name == "eager":
+        return "the canonical op written out in PyTorch, on any device: the reference"
+    if name == "tensorrt":
+        runs = "and runs them" if torch.cuda.is_available() else "no GPU here: networks are interpreted on the CPU"
+        return f"{version()} builds engines for {', '.join(targets())}; {runs}"
     if torch.cuda.is_available():
-        native = "PyTorch SDPA on the GPU, through Inductor, decode steps as CUDA graphs"
-    else:
-        compiler = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
-        inductor = f"Inductor on request ({compiler})" if compiler else "no Inductor: it needs a C++ compiler"
-        native = f"PyTorch SDPA on the CPU; {inductor}; no CUDA graphs: no GPU"
-    return {"eager": "the canonical op written out in PyTorch, on any device: the reference", "native": native}
+        return "PyTorch SDPA on the GPU, through Inductor, decode steps as CUDA graphs"
+    compiler = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
+    inductor = f"Inductor on request ({compiler})" if compiler else "no Inductor: it needs a C++ compiler"
+    return f"PyTorch SDPA on the CPU; {inductor}; no CUDA graphs: no GPU"

@@ -11,6 +11,9 @@ from torch.fx import GraphModule
 from trilithon.errors import InputError
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.lower import lower_native
+from trilithon.lower.tensorrt.engine import resolve_target
+from trilithon.lower.tensorrt.library import library, version
+from trilithon.lower.tensorrt.lower import lower_tensorrt
 from trilithon.options import BACKENDS, Options
 
 Role = Literal["sequence", "step"]
@@ -26,10 +29,16 @@ def resolve_backend(name: str) -> str:
     if name not in BACKENDS:
         raise InputError(f"unknown backend {name!r}", todo=f"choose one of {', '.join(BACKENDS)}")
     if name == "tensorrt":
-        from trilithon.lower.tensorrt.library import library
-
         library()
     return "native" if name == "auto" else name
+
+
+def backend_note(backend: str, options: Options) -> str:
+    """What the report says of a backend."""
+    if backend != "tensorrt":
+        return f"backend: {backend}"
+    text = f"backend: tensorrt ({resolve_target(options.gpu)}, {version()})"
+    return text if torch.cuda.is_available() else f"{text}; no GPU is here, so calls are interpreted on the CPU, slowly"
 
 
 def lower_module(
@@ -49,8 +58,6 @@ def lower_module(
     if backend == "eager":
         return gm
     if backend == "tensorrt":
-        from trilithon.lower.tensorrt.lower import lower_tensorrt
-
         return lower_tensorrt(gm, inputs, name, options)
     lowered = lower_native(gm)
     device = next((b.device for b in gm.buffers()), torch.device("cpu"))

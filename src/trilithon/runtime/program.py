@@ -77,12 +77,17 @@ class Deferred:
 
     def __init__(self, lower: Callable[[], Module]) -> None:
         self._lower = lower
-        self._module: Module | None = None
+        self.module: Module | None = None
 
     def __call__(self, *arguments: Any) -> Any:
-        if self._module is None:
-            self._module = self._lower()
-        return self._module(*arguments)
+        if self.module is None:
+            self.module = self._lower()
+        return self.module(*arguments)
+
+
+def lowered(module: Module) -> Module | None:
+    """The module itself, or of a deferred one what was made of it, if anything yet."""
+    return module.module if isinstance(module, Deferred) else module
 
 
 @dataclass

@@ -112,7 +112,7 @@ ARITHMETIC: Rows = {
         torch.rsub(d.i, 2.5),
         torch.rsub(d.x, d.i),
     ),
-    "mul": lambda d: (d.x * d.y, d.x * 0.1, d.x * 1e-5, d.i * 3, d.m * d.x, d.m * d.n, d.i * 0.3, d.e * d.f, d.i * d.k.int()),
+    "mul": lambda d: (d.x * d.y, d.x * 0.1, d.x * 0.01 * 70000.0, d.i * 3, d.m * d.x, d.m * d.n, d.i * 0.3, d.e * d.f, d.i * d.k.int()),
     "div": lambda d: (
         d.x / d.p,
         d.x / 3,

@@ -165,7 +165,7 @@ INDEX: Rows = {
     ),
     "two that broadcast": lambda x, i, p, q, r, h, e, n: (x[p, r], i[h, q], i[:, q, r]),
     "three": lambda x, i, p, q, r, h, e, n: (x[h, q, r], i[h, q, n[0] % 6], i[p, p, r]),
-    "apart": lambda x, i, p, q, r, h, e, n: (x[p, :, r], i[h, :, r], x[:, None, :][p, :, :, r], x[:, None][:, :, q, r]),
+    "apart": lambda x, i, p, q, r, h, e, n: (x[p, :, r], i[h, :, r], x[None][:, p, :, r], i[:, None][:, :, q, r]),
     "new axes before": lambda x, i, p, q, r, h, e, n: (x[None, :, q], i[None, p, r]),
     "padding of a mask": lambda x, i, p, q, r, h, e, n: (i[..., 0] > 0)[h[..., None], q[0]],
     "index_select": lambda x, i, p, q, r, h, e, n: (

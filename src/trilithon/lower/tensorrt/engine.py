@@ -12,6 +12,7 @@ import torch
 
 from trilithon.errors import CannotLower
 from trilithon.lower.inputs import Input
+from trilithon.lower.tensorrt.capability import SiteLowering
 from trilithon.lower.tensorrt.kernels import Layer, layer_table
 from trilithon.lower.tensorrt.library import errors_since, library, mark, messages_since
 from trilithon.lower.tensorrt.network import Network
@@ -33,6 +34,7 @@ class Engine:
         aliases: name of an input -> the output that must be bound to the same memory.
         target: the GPU it was built for, e.g. "sm80".
         layers: what its kernels are, in order of execution.
+        sites: what each attention became.
         build_seconds: time that TensorRT took.
     """
 
@@ -42,11 +44,17 @@ class Engine:
     aliases: dict[str, str]
     target: str
     layers: tuple[Layer, ...]
+    sites: tuple[SiteLowering, ...]
     build_seconds: float
 
     @property
     def plan_bytes(self) -> int:
         return self.plan.stat().st_size
+
+
+def targets() -> list[str]:
+    """What this TensorRT builds for, e.g. "sm80"."""
+    return [n.lower() for n in library().ComputeCapability.__members__ if n.startswith("SM")]
 
 
 def resolve_target(gpu: str | None) -> str:
@@ -55,7 +63,7 @@ def resolve_target(gpu: str | None) -> str:
     Raises:
         CannotLower: there is no such target, or none is named and there is no GPU.
     """
-    names = [n.lower() for n in library().ComputeCapability.__members__ if n.startswith("SM")]
+    names = targets()
     if gpu is None:
         if not torch.cuda.is_available():
             raise CannotLower(
@@ -106,6 +114,7 @@ def build(net: Network, inputs: Sequence[Input], target: str, plan: Path) -> Eng
         aliases={name: f"{name}_out" for name in net.aliases},
         target=target,
         layers=tuple(layer_table(messages_since(place))),
+        sites=tuple(net.sites),
         build_seconds=time.perf_counter() - started,
     )
 

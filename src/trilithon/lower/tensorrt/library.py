@@ -40,6 +40,11 @@ def library() -> Any:
     )
 
 
+def version() -> str:
+    """Which package is used, e.g. "tensorrt_rtx 1.5.0.114"."""
+    return f"{library().__name__} {library().__version__}"
+
+
 @cache
 def dtypes() -> dict[torch.dtype, Any]:
     """TensorRT's data type for each of PyTorch's that it has."""

@@ -160,12 +160,12 @@ def _fake(node: Node, spec: Input, rows: Any) -> torch.Tensor:
     return torch.empty([rows, *sizes[1:]] if sizes else [], dtype=spec.dtype)
 
 
-def notes(module: Any) -> tuple[str, ...]:
+def split_notes(module: Any) -> tuple[str, ...]:
     """What a report says of a lowered program that is in parts."""
     if not isinstance(module, Split):
         return ()
     reasons = ", ".join(f"{node} ({why})" for node, why in module.kept.items())
-    return (f"{len(module.engines)} TensorRT engines, with these nodes in PyTorch: {reasons}",)
+    return (f"{len(module.engines)} engines, and these nodes in PyTorch: {reasons}",)
 
 
 @cache

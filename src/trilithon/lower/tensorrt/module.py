@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,3 +62,21 @@ class TensorRTModule:
         for name, updated in engine.aliases.items():
             named[name].copy_(outputs[updated])
         return tuple(outputs[name] for name in engine.outputs if name not in engine.aliases.values())
+
+
+def site_forms(modules: Mapping[str, Any]) -> dict[str, str]:
+    """Name of a site -> what it became in each of the programs, in words.
+
+    Args:
+        modules: name of a program -> as lowered; those that are no engine are left out.
+    """
+    found: dict[str, list[str]] = {}
+    for program, module in modules.items():
+        if not isinstance(module, TensorRTModule):
+            continue
+        fused = {path for layer in module.engine.layers if layer.is_attention for path in layer.modules}
+        for site in module.engine.sites:
+            form = "IAttention" if site.form == "fused" else "matmul-softmax-matmul"
+            kernels = "one kernel" if site.name in fused else "several kernels"
+            found.setdefault(site.name, []).append(f"{program}: {form} ({site.reason}), {kernels}")
+    return {name: "; ".join(texts) for name, texts in found.items()}

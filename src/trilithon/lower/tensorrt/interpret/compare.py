@@ -15,7 +15,7 @@ from trilithon.lower.tensorrt.interpret.walk import tensors
 from trilithon.lower.tensorrt.network import Network, is_tensor
 from trilithon.passes import where_of
 
-FLOATING_LIMIT = 1e-2  # above what rounding in bfloat16 does to a few layers, below what a wrong layer does
+FLOATING_LIMIT = 1e-2  # bfloat16 has two digits; where roundings add up over many layers, ask for more
 
 
 @dataclass(frozen=True)

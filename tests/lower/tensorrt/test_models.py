@@ -1,0 +1,157 @@
+"""Whole models on TensorRT: built for a GPU that is not here, and their networks interpreted against eager."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import trilithon
+from models.configs import tiny
+from trilithon import CannotLower, Compiled, InputError, Options
+from trilithon.lower.tensorrt.lower import Split
+from trilithon.lower.tensorrt.module import TensorRTModule
+from trilithon.runtime.verify import relative_error
+from zoo.families import FAMILIES
+from zoo.modes import call_of
+
+SM80 = Options(gpu="sm80")
+
+
+def compiled(model: nn.Module, *arguments: Any, options: Options = SM80, **settings: Any) -> Compiled:
+    return trilithon.compile(model, *arguments, backend="tensorrt", options=options, **settings)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama-3.2", "mistral"])
+def test_tokens_equal_eager(name: str) -> None:
+    """The rows are of unequal length; mistral's run past its window of 6."""
+    model = tiny(name)
+    llm = compiled(model, max_tokens=32, options=Options(gpu="sm80", max_batch=2))
+    assert all(isinstance(m, TensorRTModule) for m in vars(llm.decoder.modules).values())  # nothing stays in PyTorch
+    ids = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    want = model.generate(ids, attention_mask=mask, max_new_tokens=10, do_sample=False, pad_token_id=0)
+    got = llm.generate(ids, attention_mask=mask, max_new_tokens=10, pad_token_id=0)
+    assert torch.equal(got, want)
+    assert len(set(got[:, 12:].flatten().tolist())) > 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_halves_are_as_exact_as_eager(dtype: torch.dtype) -> None:
+    exact = tiny("qwen2.5").double()
+    ids = torch.randint(3, 300, (1, 21), generator=torch.Generator().manual_seed(2))
+    half = tiny("qwen2.5")
+    half.load_state_dict(exact.state_dict())
+    half.to(dtype)
+    llm = compiled(half, max_tokens=32)
+    with torch.no_grad():
+        reference, eager = exact(input_ids=ids).logits, half(input_ids=ids).logits
+    assert relative_error(llm(ids), reference) <= 2 * relative_error(eager, reference)
+    fast: Any = llm.program.fast
+    assert {site.form for site in fast.module.engine.sites} == {"fused"}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "bert", "vit", "t5"])
+def test_model_needs_no_pytorch(name: str) -> None:
+    family = FAMILIES[name]
+    mode = {"vit": "pixels", "gpt2": "ids+positions", "gemma3": "ids+positions"}.get(name, "ids+padding")
+    model, example, shapes = call_of(family, family.make("sdpa"), mode)
+    llm = compiled(model, example, dynamic_shapes=shapes, max_tokens=64, options=Options(gpu="sm80", max_batch=4))
+    assert isinstance(llm.program.fast, TensorRTModule)
+    with torch.no_grad():
+        got, want = (torch.utils._pytree.tree_leaves(x) for x in (llm(**example), llm.program.general(**example)))  # type: ignore[misc]
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+class HasAnOddOne(nn.Module):
+    """Two layers, and between them what TensorRT lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, _ = x.shape
+        y = self.first(x).view(b, s, 4, 4).transpose(1, 2)
+        y = nn.functional.scaled_dot_product_attention(y, y, y, is_causal=True)
+        y = torch.special.bessel_j0(y).transpose(1, 2).reshape(b, s, 16)
+        result: Tensor = self.second(y)
+        return result
+
+
+def test_what_tensorrt_lacks_stays_in_pytorch() -> None:
+    model, x = HasAnOddOne().eval(), torch.randn(2, 7, 16)
+    split = compiled(model, {"x": x}, max_tokens=32, options=Options(gpu="sm80", max_batch=4))
+    fast = split.program.fast
+    assert isinstance(fast, Split)
+    assert len(fast.engines) == 2
+    assert any("special_bessel_j0" in note and "has no converter" in note for note in split.report.notes)
+    x = torch.randn(3, 9, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(split(x=x), model(x))
+    with pytest.raises(CannotLower, match="stays in PyTorch"):
+        split.save("nowhere")
+
+
+@pytest.fixture(scope="module")
+def llm() -> Compiled:
+    return compiled(tiny("llama-3.2"), max_tokens=32)
+
+
+def test_saved_and_loaded(llm: Compiled, tmp_path: Path) -> None:
+    folder = llm.save(tmp_path / "saved")
+    assert {file.name for file in folder.iterdir()} == {"trilithon.json", "prefill.plan", "decode.plan"}
+    again = trilithon.load(folder, device="cpu")
+    assert str(again.report) == str(llm.report)
+    assert (again.max_tokens, again.decoder.shapes) == (llm.max_tokens, llm.decoder.shapes)
+    for name in ("prefill", "decode"):
+        mine, theirs = (getattr(x.decoder.modules, name).engine for x in (again, llm))
+        assert mine.plan.read_bytes() == theirs.plan.read_bytes()
+        assert (mine.inputs, mine.outputs, mine.aliases, mine.layers) == (
+            theirs.inputs,
+            theirs.outputs,
+            theirs.aliases,
+            theirs.layers,
+        )
+    with pytest.raises(CannotLower, match="cannot run on the CPU"):
+        again.generate(torch.ones(1, 4, dtype=torch.int64), max_new_tokens=2)
+    with pytest.raises(CannotLower, match="only prefill and decode were saved"):
+        again(torch.ones(1, 4, dtype=torch.int64))
+
+
+def test_what_cannot_be_loaded(llm: Compiled, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no trilithon\.json"):
+        trilithon.load(tmp_path)
+    path = llm.save(tmp_path) / "trilithon.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"format": 99}))
+    with pytest.raises(InputError, match="its format is 99"):
+        trilithon.load(tmp_path)
+    path.write_text("{")
+    with pytest.raises(InputError, match="cannot read"):
+        trilithon.load(tmp_path)
+
+
+def test_only_engines_can_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(CannotLower, match="only TensorRT engines"):
+        trilithon.compile(tiny("llama-3.2"), max_tokens=16, options=Options(verify=False)).save(tmp_path)
+
+
+@pytest.mark.parametrize(("gpu", "text"), [("sm61", "this TensorRT builds for sm75, sm80"), (None, "there is no GPU")])
+def test_an_unknown_gpu_is_refused(gpu: str | None, text: str) -> None:
+    if gpu is None and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(CannotLower, match=text):
+        compiled(tiny("llama-3.2"), max_tokens=16, options=Options(gpu=gpu))
+
+
+def test_report_says_what_each_site_became(llm: Compiled) -> None:
+    for site in llm.report.sites:
+        assert site.runs_on.startswith("prefill: ")
+        assert "decode: " in site.runs_on
