@@ -14,13 +14,15 @@ from trilithon.capture import hf
 from trilithon.errors import CannotCache, InputError, VerificationFailed
 from trilithon.lower.backend import lower_module
 from trilithon.lower.inputs import cached_inputs
+from trilithon.lower.tensorrt.diagnose import first_diverging_site
 from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.options import Options
+from trilithon.rewrite.fuse_attention import SITE
 from trilithon.rewrite.insert_cache import CacheShape, cache_shapes, insert_cache
 from trilithon.rewrite.op import ATTENTION
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
-from trilithon.runtime.verify import verify_decoder
+from trilithon.runtime.verify import TOLERANCE, verify_decoder
 from trilithon.spec.assumption import Assumption
 from trilithon.spec.masks import Chunked, SlidingWindow, parse, parts
 
@@ -53,7 +55,7 @@ def make_decoder(
             return decoder
         except VerificationFailed as error:
             if form == forms[-1]:
-                raise
+                raise _located(error, decoder, program, replace(options, attention=form)) from error
             log.warning("attention is built again without the fused layer: %s", error)
     raise AssertionError("unreachable")
 
@@ -88,6 +90,24 @@ def _verify(decoder: CachedDecoder, model: Any, lengths: tuple[int, ...], option
         verify_decoder(decoder, model)
         return
     verify_decoder(decoder, model, lengths, TIMES if options.verify is True else float(options.verify))
+
+
+def _located(
+    error: VerificationFailed, decoder: CachedDecoder, program: ExportedProgram, options: Options
+) -> VerificationFailed:
+    """The error with the name of the first attention whose result is wrong, where a prompt shows one."""
+    if not isinstance(decoder.modules.prefill, TensorRTModule):
+        return error
+    b, t = decoder.max_batch, decoder.cache_tokens
+    ids = torch.arange(min(17, t), device=decoder.device).expand(b, -1) % 5
+    slots = torch.ones(b, t, dtype=torch.bool, device=decoder.device)
+    tensors = (ids, torch.arange(ids.shape[1], device=ids.device).expand(b, -1), decoder.start * 0, slots, *decoder.caches)
+    gm = insert_cache(program, decode=False, padded=False)
+    inputs = decoder.modules.prefill.engine.inputs
+    found = first_diverging_site(gm, inputs, [x.contiguous() for x in tensors], options, TOLERANCE[decoder.shapes[0].dtype])
+    site = next((n.meta.get(SITE) for n in gm.graph.nodes if found and n.name == found.node), None)
+    where = f"the first attention that differs is {site}: {found}" if found else "no attention of the prompt differs"
+    return VerificationFailed(error.what, why=f"{error.why}; {where}", todo=error.todo)
 
 
 def _canary_lengths(program: ExportedProgram) -> tuple[int, ...]:

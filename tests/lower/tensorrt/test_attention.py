@@ -399,6 +399,7 @@ REFUSED = {  # what IAttention cannot do, or does wrong
 AVOIDED = {
     "a cache": (spec(s=fixed(4), t=fixed(99), same_length=False, mask=torch.bool, from_start=True), "cache"),
     "one query": (spec(s=ONE, t=fixed(99), same_length=False), "one query"),
+    "equal heads, masked": (spec(g=8, mask=torch.bool), "no grouped heads"),
     "float16": (spec(dtype=torch.float16), "adds up in float16"),
     "float16, masked": (spec(dtype=torch.float16, mask=torch.bool), "adds up in float16"),
 }
@@ -454,7 +455,10 @@ def test_sites_are_reported() -> None:
     net = sdpa_program().network(torch.bfloat16)
     sites = {site.name.removeprefix("rows."): site for site in net.sites}
     assert list(sites) == [*CALLS, *PRIVATE]
-    assert sites["causal"].form == sites["plain"].form == sites["own rows"].form == sites["bool both"].form == "fused"
+    assert sites["causal"].form == sites["plain"].form == sites["own rows"].form == "fused"
+    for i, name in enumerate(CALLS):
+        if name.startswith("bool"):
+            assert sites[name].form == ("decomposed" if i % 3 == 0 else "fused"), name  # every third has no grouped heads
     assert sites["float32 both"].form == sites["one query"].form == "decomposed"
     assert "one query" in sites["one query"].reason and "float32" in sites["float32 both"].reason
 
@@ -492,7 +496,7 @@ def test_a_mask_is_emitted_once() -> None:
     )
     net = program.network(torch.bfloat16)
     assert len([key for key in net.shared if key[0] == "mask" and key[1] == "scores"]) == 1
-    assert [site.form for site in net.sites] == ["fused"] * 4
+    assert [site.form for site in net.sites] == ["decomposed", "fused", "fused", "decomposed"]
 
 
 # ------------------------------------------------------------ what the graph knows and TensorRT does not

@@ -112,7 +112,17 @@ ARITHMETIC: Rows = {
         torch.rsub(d.i, 2.5),
         torch.rsub(d.x, d.i),
     ),
-    "mul": lambda d: (d.x * d.y, d.x * 0.1, d.x * 0.01 * 70000.0, d.i * 3, d.m * d.x, d.m * d.n, d.i * 0.3, d.e * d.f, d.i * d.k.int()),
+    "mul": lambda d: (
+        d.x * d.y,
+        d.x * 0.1,
+        d.x * 0.01 * 70000.0,
+        d.i * 3,
+        d.m * d.x,
+        d.m * d.n,
+        d.i * 0.3,
+        d.e * d.f,
+        d.i * d.k.int(),
+    ),
     "div": lambda d: (
         d.x / d.p,
         d.x / 3,
@@ -712,13 +722,20 @@ def kernel_calls(plan: Path) -> str:
     return text[text.index('extern "C" __global__') :]
 
 
+IN_HALVES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Network, Any], Any], str]] = {
+    # PyTorch's function; TensorRT's layer; what its kernel does with halves
+    "gelu": (functional.gelu, lambda net, x: net.activation("GELU_ERF", x), "= __myln_add___myln_(half|bf16)"),
+    "softmax": (lambda x: x.softmax(-1), lambda net, x: net.softmax(x), "MaxOp<__myln_(half|bf16)>"),
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_half_gelu_is_calculated_in_float32(dtype, tmp_path):
-    """TensorRT's GELU of halves adds and multiplies halves; the kernel shows it, the interpreter does not."""
-    x = Input("in_0", dtype, (Axis(8, 8, 8),))
-    ours, _ = lowered(Function(functional.gelu), (torch.ones(8, dtype=dtype),), None)
+@pytest.mark.parametrize("name", IN_HALVES)
+def test_halves_are_calculated_in_float32(name, dtype, tmp_path):
+    """TensorRT's own layer rounds each of its steps to a half; the kernel shows it, the interpreter does not."""
+    function, emit, sign = IN_HALVES[name]
+    ours, inputs = lowered(Function(function), (torch.ones(8, 600, dtype=dtype),), None)
     theirs = Network()
-    theirs.output(theirs.activation("GELU_ERF", theirs.input("in_0", dtype, [8])), "output_0")
-    kernels = [kernel_calls(build(net, [x], "sm80", tmp_path / "plan").plan) for net in (ours, theirs)]
-    in_halves = [bool(re.search("= __myln_add___myln_(half|bf16)", kernel)) for kernel in kernels]
-    assert in_halves == [False, True]
+    theirs.output(emit(theirs, theirs.input("in_0", dtype, [8, 600])), "output_0")
+    kernels = [kernel_calls(build(net, inputs, "sm80", tmp_path / "plan").plan) for net in (ours, theirs)]
+    assert [bool(re.search(sign, kernel)) for kernel in kernels] == [False, True]

@@ -59,6 +59,7 @@ DATA_AXES: tuple[dict[int, Any], ...] = ({0: B, 1: S}, {0: B, 1: S}, {0: B, 1: S
 VIEW: Rows = {
     "heads": lambda x, i, m, one: x.view(x.shape[0], -1, 3, 4).transpose(1, 2),
     "heads of unknown number": lambda x, i, m, one: x.view(x.shape[0], x.shape[1], -1, 4),
+    "heads behind a merged axis": lambda x, i, m, one: x.flatten(1).view(x.shape[0], x.shape[1], -1, 4).transpose(1, 2),
     "merge the last": lambda x, i, m, one: i.view(i.shape[0], -1),
     "merge the first": lambda x, i, m, one: i.view(i.shape[0] * i.shape[1], 12),
     "all in one": lambda x, i, m, one: m.view(-1),
@@ -316,6 +317,14 @@ def test_a_size_that_the_export_knows_is_known_to_tensorrt(table: str) -> None:
 def test_the_builder_takes_each_table(table: str, tmp_path: Path) -> None:
     net, spec = converted(table)
     assert build(net, spec, "sm80", tmp_path / "plan").plan_bytes > 0
+
+
+def test_halves_are_summed_in_float32() -> None:
+    net, _ = converted("scan")
+    layers = [net.definition.get_layer(i) for i in range(net.definition.num_layers)]
+    scans = [layer for layer in layers if layer.type == library().LayerType.CUMULATIVE]
+    assert scans
+    assert all(layer.get_input(0).dtype != library().float16 for layer in scans)
 
 
 def on_sizes(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:

@@ -288,7 +288,7 @@ def test_sizes_numbers_and_several_results(wrong):
     found = first_difference(net, GraphModule(torch.nn.Module(), graph), {"x": torch.randn(4, 5)})
     assert (found.node if found else None) == (best.name if wrong else None)
     net.values[total.name] = 13
-    found = first_difference(net, GraphModule(torch.nn.Module(), graph), {"x": torch.randn(4, 5)})
+    found = first_difference(net, GraphModule(torch.nn.Module(), graph), {"x": torch.randn(4, 5)}, limit=0.9)
     assert found is not None and (found.node, found.tensor, int(found.network)) == (total.name, "", 13)
 
 
@@ -300,13 +300,15 @@ def test_an_input_written_in_place(wrong):
     double = graph.call_function(aten.mul.Tensor, (cache, 2))
     written = graph.call_function(aten.add_.Tensor, (cache, x))
     after = graph.call_function(aten.neg.default, (cache,))
+    more = graph.call_function(aten.add_.Tensor, (after, x))
     graph.output((after,))
     net = Network()
     old, new = net.input("cache", F32, [3]), net.input("x", F32, [3])
     updated = net.elementwise("SUB" if wrong else "SUM", old, new)
     twice, negative = net.elementwise("SUM", old, old), net.unary("NEG", updated)
-    net.values = {"cache": updated, "x": new, double.name: twice, written.name: updated, after.name: negative}
-    net.output(negative, "output_0")
+    total = net.elementwise("SUM", negative, new)
+    net.values = {"cache": updated, "x": new, double.name: twice, written.name: updated, after.name: total, more.name: total}
+    net.output(total, "output_0")
     net.output(updated, "cache_out")
     feeds = {"cache": torch.tensor([1.0, 2, 3]), "x": torch.tensor([10.0, 20, 30])}
     gm = GraphModule(torch.nn.Module(), graph)
@@ -315,6 +317,12 @@ def test_an_input_written_in_place(wrong):
     assert torch.equal(feeds["cache"], torch.tensor([1.0, 2, 3]))
     found = first_difference(net, gm, feeds, observed={"cache_out": torch.zeros(3)})
     assert found is not None and (found.node, found.error) == (written.name, 1.0)
+    assert torch.equal(found.graph, torch.tensor([11.0, 22, 33]))
+    found = first_difference(net, gm, feeds, observed={"output_0": torch.tensor([-1.0, -2, -4])})
+    assert found is not None and found.node == more.name
+    net.values[double.name] = net.values["x"]
+    found = first_difference(net, gm, feeds)
+    assert found is not None and torch.equal(found.graph, torch.tensor([2.0, 4, 6]))
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,10 @@ def built(net: Network, inputs: list[Input], folder: Path) -> tuple[Engine, list
 
 BF16, F16 = torch.bfloat16, torch.float16
 PROMPTS = {
-    "bfloat16, grouped": (BF16, G, "auto", ("causal", "window(64)", "full", "padding(keys)", "chunked(128)")),
-    "bfloat16, decomposed": (BF16, H, "decomposed", ("window(64)", "full", "causal & padding(keys)")),
+    "bfloat16, grouped": (BF16, G, "auto", ("causal", "window(64)", "full", "padding(keys)")),
+    "bfloat16, decomposed": (BF16, H, "decomposed", ("window(64)", "full", "padding(keys)", "window(64)")),
+    "bfloat16, equal heads": (BF16, H, "auto", ("causal", "window(64)", "window(64)")),
+    "bfloat16, masks that share indices": (BF16, G, "auto", ("chunked(128)", "causal & padding(keys)")),
     "float16, grouped": (F16, G, "auto", ("causal", "window(64)", "full", "padding(keys)")),
     "float16, fused": (F16, G, "fused", ("causal", "window(64)", "padding(keys)")),
 }
@@ -90,7 +92,7 @@ BOUNDS = {"causal": ("0", "row"), "window(64)": ("max(0,row-63)", "row")}
 
 @pytest.mark.parametrize("case", PROMPTS.values(), ids=PROMPTS)
 def test_a_kernel_a_site_with_its_bounds(case: tuple[torch.dtype, int, str, tuple[str, ...]], tmp_path: Path) -> None:
-    dtype, _, attention, masks = case
+    dtype, g, attention, masks = case
     net, inputs = prompt(*case)
     engine, kernels = built(net, inputs, tmp_path)
     by_name = {kernel.name: kernel for kernel in kernels}
@@ -101,8 +103,9 @@ def test_a_kernel_a_site_with_its_bounds(case: tuple[torch.dtype, int, str, tupl
         assert site.name in layer.modules
         assert contradiction(kernel, parse(text)) is None, f"{text}: {kernel}"
         assert (kernel.left, kernel.right) == BOUNDS.get(text, ("0", "shape1")), text
-        in_half = dtype == F16 and text != "causal"
-        assert site.form == ("decomposed" if attention == "decomposed" or (in_half and attention == "auto") else "fused")
+        in_half, inlined = dtype == F16 and text != "causal", g == H and text not in ("causal", "full")
+        avoided = attention == "auto" and (in_half or inlined)
+        assert site.form == ("decomposed" if attention == "decomposed" or avoided else "fused")
         assert kernel.accumulator == ("float16" if in_half and site.form == "fused" else "float32")
 
 
@@ -113,7 +116,7 @@ WRONG |= {"full": ("causal", "padding(keys)", "chunked(128)")}
 def test_a_dropped_mask_shows(tmp_path: Path) -> None:
     """A kernel contradicts every other mask, and one that was built without its mask contradicts that."""
     net, inputs = prompt(torch.bfloat16, G, "auto", tuple(WRONG))
-    engine, kernels = built(net, inputs, tmp_path)
+    _, kernels = built(net, inputs, tmp_path)
     for kernel, (text, others) in zip(kernels, WRONG.items(), strict=True):
         assert contradiction(kernel, parse(text)) is None
         assert contradiction(kernel, parse(f"{text} & padding(keys)")) is not None

@@ -114,6 +114,8 @@ def prefers_primitives(spec: AttentionSpec) -> str | None:
         return "one query: IAttention's kernel rounds scores and weights to " + _name(spec.dtype)
     if spec.dtype == torch.float16 and not by_causal_kind(spec):
         return "float16 without a causal kind: IAttention's kernel adds up in float16"
+    if spec.mask == torch.bool and spec.h == spec.g:
+        return "a mask and no grouped heads: only primitives take the mask into the kernel, and its bounds at several sites"
     return None
 
 

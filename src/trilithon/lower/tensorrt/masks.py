@@ -1,6 +1,7 @@
 """Emit masks inside the network: two-sided comparisons of integer indices, in which the builder finds a kernel's bounds.
 
-A mask that is a constant, or an input, gets no bounds and is read key by key.
+A mask that is a constant, or an input, gets no bounds and is read key by key. So does one that the fused layer reads at
+several sites, and one that has indices in common with another mask of the network; it is applied all the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Activations and softmax, calculated in float32: in half precision TensorRT rounds each step inside GELU and its like."""
+"""Activations and softmax, calculated in float32: of halves TensorRT rounds each step inside a GELU or a softmax."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def convert_inner_log_softmax(net: Network, self: ITensor, dim: int, half_to_flo
 
 
 def _softmax(net: Network, x: ITensor, dim: int, dtype: torch.dtype | None, *, is_log: bool) -> ITensor:
-    """In `dtype`, if given; TensorRT's layer takes two axes or more, and keeps float32 inside."""
+    """Of `x` as `dtype`, if given. TensorRT's layer takes two axes or more."""
     x = tensor(net, x, dtype or net.dtype(x))
     if net.dtype(x) not in FLOATS:
         raise net.refuse(f"a softmax of {net.dtype(x)}")
@@ -159,8 +159,8 @@ def _softmax(net: Network, x: ITensor, dim: int, dtype: torch.dtype | None, *, i
     if is_log:
         return in_float32(net, x, lambda y: _log_softmax(net, y, dim))
     if len(x.shape) == 1:
-        return net.reshape(net.softmax(net.ranked(x, 2)), net.sizes(x))
-    return net.softmax(x, dim)
+        return in_float32(net, x, lambda y: net.reshape(net.softmax(net.ranked(y, 2)), net.sizes(y)))
+    return in_float32(net, x, lambda y: net.softmax(y, dim))
 
 
 def _log_softmax(net: Network, x: ITensor, dim: int) -> ITensor:

@@ -1,4 +1,4 @@
-"""Sums, means, extremes and their places along axes. In half precision the sum is kept in float32, as in PyTorch."""
+"""Sums, means, extremes and their places along axes. TensorRT adds up halves in float32, as PyTorch does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trilithon.lower.tensorrt.converters.promote import FLOATS, cast, tensor, wide
+from trilithon.lower.tensorrt.converters.promote import FLOATS, cast, tensor
 from trilithon.lower.tensorrt.converters.registry import converts
 from trilithon.lower.tensorrt.network import ITensor, Network
 
@@ -32,8 +32,7 @@ def _accumulated(net: Network, op: str, x: ITensor, dim: Dims, keep: bool, dtype
     dtype = dtype or (net.dtype(x) if net.dtype(x).is_floating_point else torch.int64)
     if dtype == torch.bool:
         raise net.refuse("it sums up in bool")
-    rounded = tensor(net, x, dtype)
-    return net.cast(reduced(net, op, net.cast(rounded, wide(dtype)), dim, keep), dtype)
+    return reduced(net, op, tensor(net, x, dtype), dim, keep)
 
 
 @converts(aten.sum.default)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Interpreter, Node
 
 from trilithon.errors import InputError, Where
@@ -99,10 +100,20 @@ class _Recorder(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
+        for node in _written(n):
+            self.seen.pop(node, None)  # in the network it stands for the new value, as this node does
         if n.op != "placeholder":
             parts = [part.detach().clone() if isinstance(part, Tensor) else part for part in _flat(value)]
             self.seen[n] = tuple(parts) if isinstance(value, (tuple, list)) else parts[0]
         return value
+
+
+def _written(node: Node) -> list[Node]:
+    """The nodes whose memory this one writes to."""
+    if not isinstance(node.target, OpOverload):
+        return []
+    pairs = zip(node.target._schema.arguments, node.args, strict=False)
+    return [x for a, x in pairs if a.alias_info is not None and a.alias_info.is_write and isinstance(x, Node)]
 
 
 def _run(net: Network, gm: GraphModule, feeds: Mapping[str, Tensor]) -> dict[Node, Any]:
@@ -111,7 +122,7 @@ def _run(net: Network, gm: GraphModule, feeds: Mapping[str, Tensor]) -> dict[Nod
     for node in gm.graph.nodes:
         if node.op != "placeholder":
             continue
-        value = feeds[next(names)].detach().cpu().clone() if node.users else None  # an unread one is no input of the network
+        value = feeds[next(names)].detach().clone() if node.users else None  # an unread one is no input of the network
         inputs.append(int(value) if value is not None and isinstance(node.meta.get("val"), torch.SymInt) else value)
     recorder = _Recorder(gm)
     with torch.no_grad():
@@ -135,7 +146,7 @@ def _compare(node: Node, ours: Any, theirs: Any, values: Mapping[str, Tensor]) -
     ours = values.get(name) if name else ours
     if not isinstance(ours, (Tensor, int, float)):
         return None
-    graph, network = torch.as_tensor(theirs), torch.as_tensor(ours).detach().cpu()
+    graph, network = (torch.as_tensor(x).detach().cpu() for x in (theirs, ours))
     if not isinstance(theirs, Tensor) and network.numel() == 1:  # a size has an axis in a network
         network = network.reshape([])
     return Difference(node.name, where_of(node), name, relative_error(network, graph), network, graph)
