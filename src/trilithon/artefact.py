@@ -27,7 +27,19 @@ from trilithon.spec.codec import decode, encode, readable_classes
 
 MANIFEST = "trilithon.json"
 FORMAT = 1
-CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, Input, Axis, Layer, SiteLowering, runtime.Expected, runtime.Axis)
+CLASSES = (
+    Report,
+    SiteReport,
+    Proof,
+    Verdict,
+    CacheShape,
+    Input,
+    Axis,
+    Layer,
+    SiteLowering,
+    runtime.Expected,
+    runtime.ExpectedAxis,
+)
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 HOW = "write one with trilithon compile MODEL --backend tensorrt --out FOLDER, or Compiled.save(FOLDER)"
 

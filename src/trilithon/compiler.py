@@ -225,7 +225,7 @@ def _program(
     general, _ = rewrite(captured, (), prover_of(captured))
     held, fast = fake_inputs(captured), unlift(analysis.rewritten)
     device = next((w.device for w in fast.buffers()), torch.device("cpu"))
-    inputs = sequence_inputs(held, options.max_batch, max_tokens)
+    inputs = sequence_inputs(held, analysis.report.ranges, options.max_batch, max_tokens)
 
     def make() -> Callable[..., Any]:
         return lower_module(fast, backend, options, role="sequence", name="sequence", inputs=inputs)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trilithon.rewrite.insert_cache import CacheShape
 
+LARGEST = 1 << 31
 USUAL_TOKENS = 2048  # the length to be fast at, where more are allowed
 
 
@@ -48,11 +49,14 @@ def rows(high: int, low: int = 1) -> Axis:
     return Axis(low, high, high)
 
 
-def sequence_inputs(held: Mapping[str, Tensor], max_batch: int, max_tokens: int) -> tuple[Input, ...]:
+def sequence_inputs(
+    held: Mapping[str, Tensor], ranges: Mapping[str, tuple[int, int | None]], max_batch: int, max_tokens: int
+) -> tuple[Input, ...]:
     """The inputs of a captured call.
 
     Args:
         held: fake tensors by name, in order, as `fake_inputs` gives them.
+        ranges: size symbol -> least and greatest value.
         max_batch: most rows: sizes of first axes that export left dynamic.
         max_tokens: most entries along any other dynamic axis.
     """
@@ -60,7 +64,7 @@ def sequence_inputs(held: Mapping[str, Tensor], max_batch: int, max_tokens: int)
     def axis(size: Any, place: int) -> Axis:
         if isinstance(size, int):
             return fixed(size)
-        low, high = _bounds(size)
+        low, high = _bounds(size, ranges)
         if place == 0:
             return rows(max(low, min(high, max_batch)), low)
         return tokens(max(low, min(high, max_tokens)), low)
@@ -70,11 +74,13 @@ def sequence_inputs(held: Mapping[str, Tensor], max_batch: int, max_tokens: int)
     )
 
 
-def _bounds(size: torch.SymInt) -> tuple[int, int]:
+def _bounds(size: torch.SymInt, ranges: Mapping[str, tuple[int, int | None]]) -> tuple[int, int]:
     """Least and greatest value of a size that export left dynamic."""
+    if str(size) in ranges:
+        low, most = ranges[str(size)]
+        return max(1, low), LARGEST if most is None else most
     found = size.node.shape_env.bound_sympy(size.node.expr)
-    high = int(found.upper) if found.upper.is_Integer else 1 << 31
-    return max(1, int(found.lower)), high
+    return max(1, int(found.lower)), int(found.upper) if found.upper.is_Integer else LARGEST
 
 
 def cached_inputs(

@@ -16,7 +16,7 @@ Module = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Axis:
+class ExpectedAxis:
     """One axis of an input: a size symbol (or "" where the size is fixed or derived) and what sizes it may have."""
 
     symbol: str
@@ -29,7 +29,7 @@ class Expected:
     """What one input must be: as it was captured, since the proofs hold for that."""
 
     dtype: torch.dtype
-    axes: tuple[Axis, ...]
+    axes: tuple[ExpectedAxis, ...]
 
     def check(self, name: str, value: Tensor, sizes: dict[str, int]) -> None:
         """Raises InputError unless `value` fits; `sizes` collects the size of each symbol over all inputs."""
@@ -63,11 +63,11 @@ class Expected:
 def expected_inputs(held: Mapping[str, Tensor], ranges: Mapping[str, tuple[int, int | None]]) -> dict[str, Expected]:
     """What a captured program takes, from the fake tensors of its inputs and the ranges of its size symbols."""
 
-    def axis(size: Any) -> Axis:
+    def axis(size: Any) -> ExpectedAxis:
         if isinstance(size, int):
-            return Axis("", size, size)
+            return ExpectedAxis("", size, size)
         low, high = ranges.get(str(size), (0, None))
-        return Axis(str(size) if str(size) in ranges else "", low, high)
+        return ExpectedAxis(str(size) if str(size) in ranges else "", low, high)
 
     return {name: Expected(value.dtype, tuple(axis(size) for size in value.shape)) for name, value in held.items()}
 

@@ -63,8 +63,10 @@ def test_model_needs_no_pytorch(name: str) -> None:
     model, example, shapes = call_of(family, family.make("sdpa"), mode)
     llm = compiled(model, example, dynamic_shapes=shapes, max_tokens=64, options=Options(gpu="sm80", max_batch=4))
     assert isinstance(llm.program.fast, TensorRTModule)
+    given = {name: example[name] for name in llm.program.inputs}
+    general: Any = llm.program.general
     with torch.no_grad():
-        got, want = (torch.utils._pytree.tree_leaves(x) for x in (llm(**example), llm.program.general(**example)))  # type: ignore[misc]
+        got, want = (torch.utils._pytree.tree_leaves(x) for x in (llm(**given), general(*given.values())))
     for mine, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 

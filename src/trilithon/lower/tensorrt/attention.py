@@ -27,6 +27,7 @@ class Attention:
         allowed: gives the bool mask for a use ("scores" or "rows"), None = every key; emitted when it is asked for.
         bias: added to the scores; -inf forbids a key.
         keeps_a_key: it is certain that every query may see a key.
+        mask: text of the mask that was proved; "" where none was.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Attention:
     allowed: Callable[[str], ITensor | None]
     bias: ITensor | None = None
     keeps_a_key: bool = True
+    mask: str = ""
 
 
 def attend(net: Network, site: Attention) -> ITensor:
@@ -47,7 +49,7 @@ def attend(net: Network, site: Attention) -> ITensor:
     form, reason = choose(site.spec, net.attention)
     if net.attention == "fused" and form != "fused":
         raise net.refuse(f"{site.name} was asked to be fused: {reason}", todo="use attention='auto' or 'decomposed'")
-    net.sites.append(SiteLowering(site.name, form, reason))
+    net.sites.append(SiteLowering(site.name, form, reason, site.mask, site.spec.from_start))
     return _fused(net, site) if form == "fused" else _primitives(net, site)
 
 

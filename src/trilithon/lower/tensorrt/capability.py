@@ -26,11 +26,15 @@ class SiteLowering:
         name: the site's.
         form: "fused": IAttention; "decomposed": matmul, softmax, matmul, which the builder may fuse on its own.
         reason: why this form.
+        mask: text of the mask that was proved; "" where none was.
+        from_start: queries stand behind what a cache holds.
     """
 
     name: str
     form: Form
     reason: str
+    mask: str = ""
+    from_start: bool = False
 
 
 @dataclass(frozen=True)

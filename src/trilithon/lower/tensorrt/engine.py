@@ -13,7 +13,7 @@ import torch
 from trilithon.errors import CannotLower
 from trilithon.lower.inputs import Input
 from trilithon.lower.tensorrt.capability import SiteLowering
-from trilithon.lower.tensorrt.kernels import Layer, layer_table
+from trilithon.lower.tensorrt.kernels import Layer, check_kernels, layer_table
 from trilithon.lower.tensorrt.library import errors_since, library, mark, messages_since
 from trilithon.lower.tensorrt.network import Network
 
@@ -87,7 +87,7 @@ def build(net: Network, inputs: Sequence[Input], target: str, plan: Path) -> Eng
         target: from `resolve_target`.
 
     Raises:
-        CannotLower: TensorRT refuses the network, or logs an error.
+        CannotLower: TensorRT refuses the network, logs an error, or built an attention that is another.
     """
     trt, place, started = library(), mark(), time.perf_counter()
     config = net.builder.create_builder_config()
@@ -107,13 +107,15 @@ def build(net: Network, inputs: Sequence[Input], target: str, plan: Path) -> Eng
             why="; ".join(errors) or "it says no more",
             todo="use attention='decomposed', or backend='native'; trilithon doctor shows the versions to report",
         )
+    layers = tuple(layer_table(messages_since(place)))
+    check_kernels(plan, layers, net.sites)
     return Engine(
         plan=plan,
         inputs=tuple(inputs),
         outputs=tuple(net.definition.get_output(i).name for i in range(net.definition.num_outputs)),
         aliases={name: f"{name}_out" for name in net.aliases},
         target=target,
-        layers=tuple(layer_table(messages_since(place))),
+        layers=layers,
         sites=tuple(net.sites),
         build_seconds=time.perf_counter() - started,
     )

@@ -9,11 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 
-from trilithon.spec.masks import Causal, LocalWindow, Mask, SlidingWindow, parts
+from trilithon.errors import CannotLower
+from trilithon.lower.tensorrt.capability import SiteLowering
+from trilithon.spec.masks import Causal, LocalWindow, Mask, SlidingWindow, parse, parts
 
 _LAYER = re.compile(r"Name: (.*?), LayerType: (.*?), .*TacticName: (.*?), StreamId: \d+, Metadata: (.*)")
-_KERNEL = re.compile(r"__global__ void[^;{]{0,80}?(_ge[mv]+_mha_v\d_0x[0-9a-f]+\w*)\(")
+_KERNEL = re.compile(rb"__global__ void[^;{]{0,80}?(_ge[mv]+_mha_v\d_0x[0-9a-f]+\w*)\(")
+_LONGEST = 1 << 20  # bytes of one kernel's text, and of what belongs to it in front
 _ROW = re.compile(r"(?:max\(0,|min\((?:shape)?\d+,)?row([+-]\d+)?\)?")
 _TYPES = {"DATA_TYPE_FP16": "float16", "DATA_TYPE_BF16": "bfloat16", "DATA_TYPE_FP32": "float32"}
 _SCORES = "epilogue_impl("  # what a gemm kernel does to a score before the softmax
@@ -76,15 +81,53 @@ def layer_table(messages: Iterable[str]) -> list[Layer]:
     return [Layer(m[1], m[2], m[3], tuple(filter(None, m[4].split("\x1f")))) for m in found if m]
 
 
-def attention_kernels(engine: bytes) -> list[AttentionKernel]:
+def attention_kernels(engine: bytes | mmap) -> list[AttentionKernel]:
     """The attention kernels in a serialized engine, in order of first use."""
-    text = engine.decode("latin1")
     found, before = [], 0
-    for match in _KERNEL.finditer(text):
-        end = match.start() + len(_braces(text, match.start()))
-        found.append(_kernel(match[1], text[before : match.start()], text[match.start() : end]))
-        before = end
+    for match in _KERNEL.finditer(engine):
+        start = match.start()
+        head = engine[max(before, start - _LONGEST) : start].decode("latin1")
+        body = _braces(engine[start : start + _LONGEST].decode("latin1"), 0)
+        found.append(_kernel(match[1].decode(), head, body))
+        before = start + len(body)
     return found
+
+
+def check_kernels(plan: Path, layers: Iterable[Layer], sites: Iterable[SiteLowering]) -> None:
+    """Compare the kernel of each attention with what was proved of its mask.
+
+    Args:
+        plan: the file of the engine.
+        layers: its layers.
+        sites: what each attention became.
+
+    Raises:
+        CannotLower: a kernel cannot be that attention.
+    """
+    with plan.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as engine:
+        kernels = {kernel.name: kernel for kernel in attention_kernels(engine)}
+    launched = [layer for layer in layers if layer.is_attention and layer.tactic in kernels]
+    for layer, possible in zip(launched, _sites_of(launched, list(sites)), strict=True):
+        kernel = kernels[layer.tactic]
+        found = [
+            contradiction(kernel, parse(site.mask), from_start=site.from_start) if site.mask else None for site in possible
+        ]
+        if found and all(why is not None for why in found):
+            raise CannotLower(
+                f"TensorRT built {possible[0].name} wrong",
+                why=f"its kernel {kernel.name} is not {possible[0].mask}: {found[0]}",
+                todo="use attention='decomposed', or backend='native', and report this with trilithon doctor",
+            )
+
+
+def _sites_of(launched: list[Layer], sites: list[SiteLowering]) -> list[list[SiteLowering]]:
+    """The sites that each attention kernel may be: the next one, or where some have no kernel of their own, all it names.
+
+    A kernel names the modules of whatever is computed in it, and that may be the end of the site before.
+    """
+    if len(launched) == len(sites):
+        return [[site] for site in sites]
+    return [[site for site in sites if site.name in layer.modules] for layer in launched]
 
 
 def _kernel(name: str, head: str, body: str) -> AttentionKernel:

@@ -58,6 +58,7 @@ def convert_attention(
         spec=spec,
         allowed=allowed,
         keeps_a_key=keeps_a_key(meaning, spec),
+        mask=mask,
     )
     return attend(net, site)
 
