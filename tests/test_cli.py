@@ -109,7 +109,7 @@ def test_help_does_not_import_torch():
 
 def test_help_and_version(run):
     text = run("--help").out
-    assert all(name in text for name in ("explain", "generate", "bench", "demo", "doctor"))
+    assert all(name in text for name in ("explain", "compile", "generate", "bench", "demo", "doctor"))
     assert re.fullmatch(r"trilithon \d+\.\d+\.\d+\S*\n", run("--version").out)
 
 
@@ -283,6 +283,18 @@ def test_bench_rows_can_be_chosen(run, folder, tmp_path):
     assert ran.code == 1
     assert "unknown row 'fast'" in ran.err
     assert "hf-static" in ran.err
+
+
+def test_compile_saves_engines_for_another_gpu(run, folder, tmp_path):
+    out = tmp_path / "engines"
+    ran = run("compile", folder, "--gpu", "sm80", "--out", out, "--max-tokens", "32", "--dtype", "float32")
+    assert ran.code == 0, ran.err
+    words = " ".join(ran.out.split())
+    assert "prefill: matmul-softmax-matmul (float32: IAttention has kernels for float16 and bfloat16 alone)" in words
+    assert {"prefill.plan", "decode.plan", "trilithon.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
+    ran = run("generate", out, "--prompt", "ab", "--device", "cpu")
+    assert ran.code == 1
+    assert "it holds engines for a GPU" in ran.err
 
 
 def test_doctor(run):

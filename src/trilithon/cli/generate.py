@@ -11,7 +11,7 @@ from trilithon.cli.common import Backend, Device, Dtype, Layers, Model, NoCache,
 from trilithon.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from trilithon.compiled import Compiled
 
@@ -37,22 +37,14 @@ def generate(
     """Continue a prompt, printing tokens as they come, then the speed."""
     from trilithon.artefact import is_artefact
     from trilithon.bench.live import print_tokens
-    from trilithon.bench.measure import random_ids
-    from trilithon.compiler import compile as compile_model
-    from trilithon.options import Options
 
     tokenizer = _tokenizer(model, prompt, prompt_tokens)
+    text = None if tokenizer is None else tokenizer(prompt, return_tensors="pt").input_ids
     if is_artefact(model):
-        compiled, ids = _load_compiled(model, device, prompt_tokens, seed)
+        compiled, ids = _load_compiled(model, device, text, prompt_tokens, seed)
     else:
         module = load(model, dtype, device, layers, seed)
-        ids = random_ids(module, prompt_tokens or 16, seed)
-    if tokenizer is not None:
-        ids = tokenizer(prompt, return_tensors="pt").input_ids.to(ids.device)
-    if not is_artefact(model):
-        capacity = max_tokens or ids.shape[1] + max_new_tokens
-        options = Options(proof_cache=not no_cache)
-        compiled = compile_model(module, max_tokens=capacity, backend=backend, options=options)
+        compiled, ids = _compile(module, backend, text, prompt_tokens, seed, max_new_tokens, max_tokens, not no_cache)
     arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens} | ({} if eos else {"eos_token_id": None})
     if temperature > 0:
         arguments |= {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -61,21 +53,42 @@ def generate(
     print(f"\n\n{speed}")
 
 
-def _load_compiled(folder: str, device: str | None, prompt_tokens: int | None, seed: int) -> tuple[Compiled, Tensor]:
-    """What `trilithon compile` saved, and random tokens of low numbers, which every vocabulary has."""
+def _compile(
+    module: nn.Module,
+    backend: str,
+    text: Tensor | None,
+    prompt_tokens: int | None,
+    seed: int,
+    max_new_tokens: int,
+    max_tokens: int | None,
+    proof_cache: bool,
+) -> tuple[Compiled, Tensor]:
+    """The compiled model, and the prompt on its device."""
+    from trilithon.bench.measure import random_ids
+    from trilithon.compiler import compile as compile_model
+    from trilithon.options import Options
+
+    ids = random_ids(module, prompt_tokens or 16, seed)
+    ids = ids if text is None else text.to(ids.device)
+    capacity = max_tokens or ids.shape[1] + max_new_tokens
+    return compile_model(module, max_tokens=capacity, backend=backend, options=Options(proof_cache=proof_cache)), ids
+
+
+def _load_compiled(
+    folder: str, device: str | None, text: Tensor | None, prompt_tokens: int | None, seed: int
+) -> tuple[Compiled, Tensor]:
+    """What `trilithon compile` saved, and the text, or random tokens of low numbers, which every vocabulary has."""
     import torch
 
     from trilithon.artefact import load as load_compiled
 
     device = device or "cuda"
     if device.startswith("cpu") or not torch.cuda.is_available():
-        raise InputError(
-            f"cannot run {folder} here",
-            why="it holds engines for a GPU, and torch sees none" if device != "cpu" else "it holds engines for a GPU",
-            todo="run it where the GPU is, or generate from the model itself with --backend native",
-        )
-    ids = torch.randint(3, 256, (1, prompt_tokens or 16), generator=torch.Generator().manual_seed(seed))
-    return load_compiled(folder, device), ids.to(device)
+        why = "it holds engines for a GPU" + ("" if device.startswith("cpu") else ", and torch sees none")
+        todo = "run it where the GPU is, or generate from the model itself with --backend native"
+        raise InputError(f"cannot run {folder} here", why=why, todo=todo)
+    random = torch.randint(3, 256, (1, prompt_tokens or 16), generator=torch.Generator().manual_seed(seed))
+    return load_compiled(folder, device), (random if text is None else text).to(device)
 
 
 def _tokenizer(model: str, prompt: str | None, prompt_tokens: int | None) -> Any | None:

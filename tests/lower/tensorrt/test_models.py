@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 import trilithon
 from models.configs import tiny
-from trilithon import CannotLower, Compiled, InputError, Options
+from trilithon import CannotLower, Compiled, InputError, Options, VerificationFailed
+from trilithon.lower.tensorrt import attention
 from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
+from trilithon.lower.tensorrt.network import Network
 from trilithon.runtime.verify import relative_error
 from zoo.families import FAMILIES
 from zoo.modes import call_of
@@ -99,6 +101,19 @@ def test_what_tensorrt_lacks_stays_in_pytorch() -> None:
         torch.testing.assert_close(split(x=x), model(x))
     with pytest.raises(CannotLower, match="stays in PyTorch"):
         split.save("nowhere")
+
+
+def test_a_wrong_engine_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither form is right here, so the error names the first attention whose result is wrong."""
+    right = attention._primitives
+
+    def wrong(net: Network, site: attention.Attention) -> Any:
+        result = right(net, site)
+        return net.elementwise("PROD", result, net.number(2.0, torch.float32)) if "layers.1" in site.name else result
+
+    monkeypatch.setattr(attention, "_primitives", wrong)
+    with pytest.raises(VerificationFailed, match=r"the first attention that differs is model\.layers\.1\.self_attn"):
+        compiled(tiny("llama-3.2"), max_tokens=32)
 
 
 @pytest.fixture(scope="module")
