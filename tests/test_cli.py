@@ -78,11 +78,12 @@ def compile_once() -> Callable[..., Any]:
     """`trilithon.compile` that compiles each program of the tiny model once: it takes seconds."""
     real, made = compiler.compile, {}
 
-    def compile_once(model: Any, example: Any = None, *, max_tokens: int = 0, **others: Any) -> Any:
+    def compile_once(model: Any, example: Any = None, *, max_tokens: int = 0, backend: str = "auto", **others: Any) -> Any:
         compile_once.max_tokens = max_tokens  # type: ignore[attr-defined]
-        if (example is None) not in made:
-            made[example is None] = real(model, example, max_tokens=CAPACITY, **others)
-        return made[example is None]
+        key = (example is None, backend)
+        if key not in made:
+            made[key] = real(model, example, max_tokens=CAPACITY, backend=backend, **others)
+        return made[key]
 
     return compile_once
 
