@@ -121,13 +121,15 @@ def check_kernels(plan: Path, layers: Iterable[Layer], sites: Iterable[SiteLower
 
 
 def _sites_of(launched: list[Layer], sites: list[SiteLowering]) -> list[list[SiteLowering]]:
-    """The sites that each attention kernel may be: the next one, or where some have no kernel of their own, all it names.
+    """The sites that each attention kernel may be: the one in its place, or all that it names, or any.
 
-    A kernel names the modules of whatever is computed in it, and that may be the end of the site before.
+    A kernel names the modules of whatever is computed in it, and that may be the end of the site before; and kernels that
+    do not wait for each other come in any order.
     """
-    if len(launched) == len(sites):
+    named = [[site for site in sites if site.name in layer.modules] for layer in launched]
+    if len(launched) == len(sites) and all(site in found for site, found in zip(sites, named, strict=True)):
         return [[site] for site in sites]
-    return [[site for site in sites if site.name in layer.modules] for layer in launched]
+    return [found or sites for found in named]
 
 
 def _kernel(name: str, head: str, body: str) -> AttentionKernel:
