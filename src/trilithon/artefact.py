@@ -12,10 +12,7 @@ import torch
 
 from trilithon.compiled import Compiled
 from trilithon.errors import CannotCache, CannotLower, InputError
-from trilithon.lower.inputs import Axis, Input
-from trilithon.lower.tensorrt.capability import SiteLowering
-from trilithon.lower.tensorrt.engine import Engine
-from trilithon.lower.tensorrt.kernels import Layer
+from trilithon.lower.tensorrt.engine import from_data, to_data
 from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.prove.verdict import Proof, Verdict
@@ -27,19 +24,7 @@ from trilithon.spec.codec import decode, encode, readable_classes
 
 MANIFEST = "trilithon.json"
 FORMAT = 1
-CLASSES = (
-    Report,
-    SiteReport,
-    Proof,
-    Verdict,
-    CacheShape,
-    Input,
-    Axis,
-    Layer,
-    SiteLowering,
-    runtime.Expected,
-    runtime.ExpectedAxis,
-)
+CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, runtime.Expected, runtime.ExpectedAxis)
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 HOW = "write one with trilithon compile MODEL --backend tensorrt --out FOLDER, or Compiled.save(FOLDER)"
 
@@ -72,7 +57,7 @@ def save(compiled: Compiled, folder: str | Path) -> Path:
         "report": encode(_report_data(compiled.report)),
         "max_tokens": compiled.max_tokens,
         "defaults": compiled.defaults,
-        "engines": {name: _engine_data(module.engine) for name, module in modules.items()},
+        "engines": {name: to_data(module.engine) for name, module in modules.items()},
         "programs": [_program_data(p) for p in compiled.programs if _name(p) in modules],
         "cache": _refusal_data(decoder) if isinstance(decoder, CannotCache) else _cache_data(decoder),
     }
@@ -128,10 +113,6 @@ def _report_data(report: Report) -> Report:
     return replace(report, sites=sites)
 
 
-def _engine_data(engine: Engine) -> dict[str, Any]:
-    return {f.name: encode(getattr(engine, f.name)) for f in fields(Engine) if f.name != "plan"}
-
-
 def _program_data(program: runtime.Program) -> dict[str, Any]:
     return {"engine": _name(program), "expected": encode(dict(program.expected)), "guards": encode(program.guards)}
 
@@ -150,10 +131,7 @@ def _refusal_data(refusal: CannotCache) -> dict[str, Any]:
 
 def _compiled(data: dict[str, Any], folder: Path, device: torch.device) -> Compiled:
     classes = readable_classes(*CLASSES)
-    modules = {}
-    for name, engine in data["engines"].items():
-        decoded = {field: decode(value, classes) for field, value in engine.items()}
-        modules[name] = TensorRTModule(Engine(plan=folder / f"{name}.plan", **decoded))
+    modules = {name: TensorRTModule(from_data(x, folder / f"{name}.plan")) for name, x in data["engines"].items()}
     report: Report = decode(data["report"], classes)
     programs = [
         runtime.Program(

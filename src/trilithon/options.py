@@ -28,6 +28,8 @@ class Options:
         gpu: what TensorRT builds engines for, e.g. "sm80"; None = the GPU at hand.
         attention: how TensorRT attends. "auto" takes its fused attention layer where that is right, else matmul, softmax,
             matmul, and the report says why; "fused" raises where the layer cannot serve; "decomposed" never uses it.
+        engine_cache: folder in which TensorRT engines are kept, and found again by what they were built from: each is as
+            large as the weights. None = they are built anew.
     """
 
     solver_seconds: float = 10.0
@@ -39,6 +41,7 @@ class Options:
     max_batch: int = 1
     gpu: str | None = None
     attention: Literal["auto", "fused", "decomposed"] = "auto"
+    engine_cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.solver_seconds <= 0:

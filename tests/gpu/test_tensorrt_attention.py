@@ -70,25 +70,24 @@ DECODES = [
 
 @cache
 def built(engine: Engine, attention: str = "auto") -> TensorRTModule:
-    """An engine of `q k v keys` (and `start`), with an output a mask."""
-    graph, step = Graph(), engine.sizes == "step"
-    q, k, v, keys, start = (graph.placeholder(name) for name in ("q", "k", "v", "keys", "start"))
+    """An engine of `q k v` for each mask, then `keys` and `start`, with an output for each mask."""
+    step = engine.sizes == "step"
+    masks, graph = STEPS if step else MASKS, Graph()
+    operands = [[graph.placeholder(f"{name}_{i}") for name in "qkv"] for i in range(len(masks))]
+    keys, start = graph.placeholder("keys"), graph.placeholder("start")
     outputs = []
-    for mask in STEPS if step else MASKS:
+    for mask, qkv in zip(masks, operands, strict=True):
         padded = any(isinstance(part, Padding) for part in parts(parse(mask)))
-        arguments = (q, k, v, mask, engine.heads.d**-0.5, start if step else None, keys if padded else None)
+        arguments = (*qkv, mask, engine.heads.d**-0.5, start if step else None, keys if padded else None)
         outputs.append(graph.call_function(ATTENTION, arguments))
     graph.output(tuple(outputs))
     rows = fixed(2) if engine.sizes != "dynamic" else Axis(1, 2, 4)
     tokens = fixed(TOKENS) if engine.sizes != "dynamic" else Axis(1, TOKENS, 512)
     queries = fixed(1) if step else tokens
     h, g, d = (fixed(n) for n in engine.heads)
-    inputs = [
-        Input("q", engine.dtype, (rows, h, queries, d)),
-        *(Input(name, engine.dtype, (rows, g, tokens, d)) for name in ("k", "v")),
-        Input("keys", torch.bool, (rows, tokens)),
-        Input("start", torch.int64, ()),
-    ]
+    own = {"q": (rows, h, queries, d), "k": (rows, g, tokens, d), "v": (rows, g, tokens, d)}
+    inputs = [Input(f"{name}_{i}", engine.dtype, axes) for i in range(len(masks)) for name, axes in own.items()]
+    inputs += [Input("keys", torch.bool, (rows, tokens)), Input("start", torch.int64, ())]
     module = lower_tensorrt(
         GraphModule({}, graph), inputs, str(engine).replace("/", "_"), Options(gpu=GPU, attention=attention)
     )  # type: ignore[arg-type]
@@ -112,8 +111,8 @@ def made(engine: Engine, rows: int, queries: int, tokens: int) -> dict[str, Tens
 def check(engine: Engine, mask: str, given: dict[str, Tensor], attention: str = "auto") -> None:
     module = built(engine, attention)
     site = (STEPS if engine.sizes == "step" else MASKS).index(mask)
-    got = module(*given.values())[site]
     q, k, v = given["q"], given["k"], given["v"]
+    got = module(*[q, k, v] * len(STEPS if engine.sizes == "step" else MASKS), given["keys"], given["start"])[site]
     start = given["start"] if engine.sizes == "step" else None
     allowed = allowed_keys(parse(mask), q.shape[2], k.shape[2], q_start=start, key_mask=given["keys"], device=DEVICE)
     scale = engine.heads.d**-0.5

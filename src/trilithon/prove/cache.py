@@ -25,7 +25,16 @@ from trilithon.prove.prove import Finding, Ranges
 from trilithon.prove.verdict import Proof, Verdict
 from trilithon.spec import term as t
 from trilithon.spec.assumption import KINDS, Assumption
-from trilithon.spec.codec import CANONICAL, canonical_names, decode, encode, fingerprint, readable_classes, rename
+from trilithon.spec.codec import (
+    CANONICAL,
+    canonical_names,
+    decode,
+    encode,
+    fingerprint,
+    readable_classes,
+    rename,
+    source_digest,
+)
 from trilithon.spec.term import Term
 from trilithon.spec.traverse import free_vars, tables
 
@@ -35,18 +44,7 @@ BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, 
 log = logging.getLogger(__name__)
 
 
-def _source_digest() -> str | None:
-    """A hash of the code that decides about verdicts, as it was when it was imported; None where there is no source."""
-    root = Path(__file__).parents[1]
-    files = sorted(file for part in ("spec", "lift", "prove") for file in (root / part).rglob("*.py"))
-    digest = hashlib.sha256()
-    for file in files:
-        data = file.read_bytes()
-        digest.update(f"{file.relative_to(root).as_posix()} {len(data)} ".encode() + data)
-    return digest.hexdigest() if files else None
-
-
-PROVER = (FORMAT, z3.get_full_version(), torch.__version__, _source_digest())
+PROVER = (FORMAT, z3.get_full_version(), torch.__version__, source_digest("spec", "lift", "prove"))
 
 
 def default_folder() -> Path:

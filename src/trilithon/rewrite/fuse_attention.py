@@ -13,7 +13,7 @@ from trilithon.capture.sites import Site
 from trilithon.lift.meaning import Meaning
 from trilithon.passes import Outcome
 from trilithon.rewrite.op import ATTENTION
-from trilithon.spec.masks import Causal, Formula, Mask, Padding, SlidingWindow, parts
+from trilithon.spec.masks import Causal, Chunked, Formula, LocalWindow, Mask, Padding, SlidingWindow, parts
 
 aten = torch.ops.aten
 SITE = "trilithon_site"  # in `meta` of a canonical node: the name of the site that it was
@@ -42,9 +42,11 @@ def why_not_canonical(mask: Mask, meaning: Meaning) -> str | None:
     for part in parts(mask):
         if isinstance(part, Padding) and meaning.tables.get(part.table) != (meaning.dims[0], meaning.dims[3]):
             return f"{part.table} is not of shape [b t], one entry a key"
-        if isinstance(part, (Causal, SlidingWindow)) and part.align != "upper_left":
+        if isinstance(part, (Causal, SlidingWindow, Chunked)) and part.align != "upper_left":
             return f"{part} aligns by lengths; the canonical op aligns by positions"
-        if not isinstance(part, (Causal, SlidingWindow, Padding)):
+        if isinstance(part, Chunked) and part.position is not None:
+            return f"{part} cuts chunks by an input"
+        if not isinstance(part, (Causal, SlidingWindow, LocalWindow, Chunked, Padding)):
             return f"no kernel takes {'a formula' if isinstance(part, Formula) else part}"
     return None
 

@@ -14,7 +14,7 @@ from trilithon.passes import Outcome
 from trilithon.prove.locality import refuse, token_axes
 from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.unlift import input_names, unlift
-from trilithon.spec.masks import Causal, Padding, SlidingWindow, conjunction, parse, parts
+from trilithon.spec.masks import Causal, Chunked, Padding, SlidingWindow, conjunction, parse, parts
 
 aten = torch.ops.aten
 TOKEN_INPUTS = {"input_ids": 1, "position_ids": 1}
@@ -70,6 +70,8 @@ def _cache_shape(node: Node) -> CacheShape:
     kinds = parts(parse(str(mask)))
     if not any(isinstance(p, (Causal, SlidingWindow)) for p in kinds) or any(isinstance(p, Padding) for p in kinds):
         raise refuse(node, f"its mask is {mask}, not causal: a query would see later tokens")
+    if any(isinstance(p, Chunked) for p in kinds):
+        raise refuse(node, f"its mask is {mask}: chunks are counted from a row's first token, and padding moves that")
     (_, g, _, d), (_, _, _, e) = k.meta["val"].shape, v.meta["val"].shape  # type: ignore[union-attr]
     return CacheShape(int(g), int(d), int(e), k.meta["val"].dtype)  # type: ignore[union-attr]
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -204,7 +205,7 @@ class _Fingerprint:
         if isinstance(value, Mapping):
             return _hash("dict", *sorted(self(item) for item in value.items()))
         if isinstance(value, Tensor):
-            return _hash("tensor", str(value.dtype), str(tuple(value.shape)), _data_hash(value))
+            return _hash("tensor", str(value.dtype), str(tuple(value.shape)), data_hash(value))
         if is_dataclass(value) and not isinstance(value, type):
             return _hash(type(value).__name__, *(x for f in fields(value) for x in (f.name, self(getattr(value, f.name)))))
         raise TypeError(f"no fingerprint of a {type(value).__name__}")
@@ -233,6 +234,18 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _data_hash(tensor: Tensor) -> str:
+def source_digest(*folders: str) -> str | None:
+    """A hash of the code in these folders of the package, as it was when it was imported; None where there is no source."""
+    root = Path(__file__).parents[1]
+    files = sorted(file for folder in folders for file in (root / folder).rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        data = file.read_bytes()
+        digest.update(f"{file.relative_to(root).as_posix()} {len(data)} ".encode() + data)
+    return digest.hexdigest() if files else None
+
+
+def data_hash(tensor: Tensor) -> str:
+    """A hash of the elements of a tensor."""
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from trilithon.spec.evaluate import evaluate
-from trilithon.spec.masks import Causal, Mask, Padding, SlidingWindow, parts
+from trilithon.spec.masks import Mask, Padding, parts
+from trilithon.spec.traverse import tables
 
 
 def allowed_keys(
@@ -15,7 +16,7 @@ def allowed_keys(
     """The mask as bool `[b or 1, 1, s, t]`.
 
     Args:
-        mask: a conjunction of full, causal, window and padding.
+        mask: a conjunction of padding and of parts that read no input.
         s, t: queries and keys.
         q_start: `[]` or `[b]` int64, tokens: query i stands at key position `q_start + i`; None = 0.
         key_mask: bool `[b t]`, what a `Padding` part reads; its table's name does not matter here.
@@ -34,7 +35,7 @@ def allowed_keys(
             assert key_mask is not None, f"{part} needs key_mask"
             result = result & key_mask[:, None, None, :]
         else:
-            assert isinstance(part, (Causal, SlidingWindow)), f"{part} has no kernel"
+            assert not tables(part.term()), f"{part} reads inputs"
             result = result & evaluate(part.term(), env)
     return result
 

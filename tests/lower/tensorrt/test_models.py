@@ -142,6 +142,27 @@ def test_saved_and_loaded(llm: Compiled, tmp_path: Path) -> None:
         again(torch.ones(1, 4, dtype=torch.int64))
 
 
+def test_an_engine_is_found_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, options = tiny("llama-3.2"), Options(gpu="sm80", engine_cache=str(tmp_path), verify=False)
+
+    def plans() -> dict[str, int]:
+        return {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("*.plan")}
+
+    compiled(model, max_tokens=32, options=options)
+    first = plans()
+    assert len(first) == 2
+    again = compiled(model, max_tokens=32, options=options)
+    assert plans() == first
+    assert again.decoder.modules.decode.engine.plan.name in first  # type: ignore[attr-defined]
+    next(model.parameters()).data[5] += 1.0
+    compiled(model, max_tokens=32, options=options)
+    assert len(plans()) == 4
+    for about in tmp_path.glob("*.json"):
+        about.write_text("{}")
+    compiled(model, max_tokens=32, options=options)
+    assert "cannot be read and is built again" in caplog.text
+
+
 def test_what_cannot_be_loaded(llm: Compiled, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no trilithon\.json"):
         trilithon.load(tmp_path)

@@ -47,7 +47,7 @@ def convert(gm: GraphModule, inputs: Sequence[Input], attention: str = "auto") -
                 sizes = getattr(node.meta.get("val"), "shape", ())
                 net.spans |= {str(s): axis for s, axis in zip(sizes, spec.axes, strict=False) if isinstance(s, torch.SymInt)}
             elif node.op == "get_attr":
-                env[node] = net.constant(_attribute(gm, node))
+                env[node] = net.constant(attribute(gm, node))
             elif node.op == "output":
                 _mark_outputs(net, node, env)
             else:
@@ -100,7 +100,8 @@ def _require_type(net: Network, node: Node, result: Any) -> None:
             raise net.refuse(f"its result has {ours.dim()} axes in PyTorch and {len(theirs.shape)} in TensorRT")
 
 
-def _attribute(gm: GraphModule, node: Node) -> torch.Tensor:
+def attribute(gm: GraphModule, node: Node) -> torch.Tensor:
+    """The weight that a `get_attr` node stands for."""
     value: Any = gm
     for part in str(node.target).split("."):
         value = getattr(value, part)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trilithon.errors import CannotLower
-from trilithon.lower.inputs import Input
+from trilithon.lower.inputs import Axis, Input
 from trilithon.lower.tensorrt.capability import SiteLowering
 from trilithon.lower.tensorrt.kernels import Layer, check_kernels, layer_table
 from trilithon.lower.tensorrt.library import errors_since, library, mark, messages_since
 from trilithon.lower.tensorrt.network import Network
+from trilithon.spec.codec import decode, encode, readable_classes
 
 # Compute capability of a GPU -> the target whose engines it runs. SM90 and SM100 run those of SM80: TensorRT-RTX 1.5 has
 # no target of theirs, and its CURRENT gave wrong numbers on an H200 (docs/backends.md).
@@ -50,6 +51,21 @@ class Engine:
     @property
     def plan_bytes(self) -> int:
         return self.plan.stat().st_size
+
+
+def to_data(engine: Engine) -> dict[str, Any]:
+    """All of an engine but its plan, for JSON."""
+    return {f.name: encode(getattr(engine, f.name)) for f in fields(Engine) if f.name != "plan"}
+
+
+def from_data(data: dict[str, Any], plan: Path) -> Engine:
+    """The engine of which `to_data` gave `data`.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it did not.
+    """
+    classes = readable_classes(Input, Axis, Layer, SiteLowering)
+    return Engine(plan=plan, **{name: decode(value, classes) for name, value in data.items()})
 
 
 def targets() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from mmap import ACCESS_READ, mmap
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ class Executor:
     def _context(self) -> Any:
         trt, place = library(), mark()
         runtime = trt.Runtime(logger())
-        loaded = runtime.deserialize_cuda_engine(self.engine.plan.read_bytes())
+        with self.engine.plan.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
+            loaded = runtime.deserialize_cuda_engine(plan)
         if loaded is None:
             raise CannotLower(
                 f"cannot load the engine {self.engine.plan.name}, built for {self.engine.target}",
@@ -77,13 +79,27 @@ class Executor:
                     raise InputError(f"{spec.name} must be contiguous", why="the engine writes into its memory")
                 context.set_tensor_address(self.engine.aliases[spec.name], x.data_ptr())
         outputs = [self._output(context, name, held[0].device) for name in self.engine.outputs if name not in self._written]
-        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream) or errors_since(place):
+        if not self._enqueue(context) or errors_since(place):
             raise CannotLower(
                 f"the engine {self.engine.plan.name} did not run",
                 why="; ".join(errors_since(place)) or "TensorRT says no more",
                 todo="please report this with trilithon doctor",
             )
         return tuple(outputs)
+
+    def _enqueue(self, context: Any) -> bool:
+        """Run behind what PyTorch's current stream holds; on the default stream TensorRT would wait for the GPU."""
+        current = torch.cuda.current_stream()
+        if current != torch.cuda.default_stream():
+            return bool(context.execute_async_v3(current.cuda_stream))
+        self._stream.wait_stream(current)
+        done = context.execute_async_v3(self._stream.cuda_stream)
+        current.wait_stream(self._stream)
+        return bool(done)
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream()
 
     def _output(self, context: Any, name: str, device: torch.device) -> Tensor:
         dtype = torch_dtypes()[context.engine.get_tensor_dtype(name)]

@@ -21,6 +21,7 @@ from trilithon.lower.tensorrt.converters.registry import CONVERTERS
 from trilithon.lower.tensorrt.engine import build, resolve_target
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.lower.tensorrt.partition import engines, part_inputs, split
+from trilithon.lower.tensorrt.store import engine_key, find_or_build
 from trilithon.options import Options
 
 Inputs = Sequence[Input]
@@ -73,7 +74,11 @@ def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options)
 
     def made(part: GraphModule, takes: Inputs, called: str) -> TensorRTModule:
         net = convert(part, takes, attention=options.attention)
-        return TensorRTModule(build(net, takes, target, _folder() / f"{called}.plan"), net)
+        if options.engine_cache is None:
+            return TensorRTModule(build(net, takes, target, _folder() / f"{called}.plan"), net)
+        key = engine_key(part, takes, target, options)
+        engine = find_or_build(Path(options.engine_cache), key, lambda plan: build(net, takes, target, plan))
+        return TensorRTModule(engine, net)
 
     refused = {
         n.name: f"{n.target} has no converter" for n in gm.graph.nodes if n.op == "call_function" and n.target not in CONVERTERS
