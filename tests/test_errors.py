@@ -64,8 +64,9 @@ def test_backends() -> None:
     assert "choose one of auto, eager, native, tensorrt" in text_of(
         trilithon.InputError, lambda: trilithon.compile(model, backend="cuda")
     )
-    assert "builds no TensorRT engines yet" in text_of(
-        trilithon.CannotLower, lambda: trilithon.compile(model, backend="tensorrt")
+    gpu = trilithon.Options(gpu="sm61")
+    assert "this TensorRT builds for sm75, sm80" in text_of(
+        trilithon.CannotLower, lambda: trilithon.compile(model, backend="tensorrt", options=gpu)
     )
 
 

@@ -28,8 +28,10 @@ from trilithon.prove.program import Examined, examine_program
 from trilithon.prove.prove import Finding, Ranges, examine
 from trilithon.prove.solve import Prover
 from trilithon.prove.verdict import Proof, Verdict
+from trilithon.spec import codec
 from trilithon.spec import term as t
 from trilithon.spec.assumption import KINDS, Assumption, Kind, attention_mask, guard, position_ids
+from trilithon.spec.codec import source_digest
 from trilithon.spec.masks import B, Documents, Full, K, Q
 
 S, ROWS = t.var("s70"), t.var("s44")
@@ -163,16 +165,17 @@ def test_the_digest_covers_the_source_of_the_prover(tmp_path: Path, monkeypatch:
     for part in ("spec", "lift/handlers", "prove"):
         (tmp_path / part).mkdir(parents=True)
         (tmp_path / part / "a.py").write_text("1")
-    monkeypatch.setattr(cache_module, "__file__", str(tmp_path / "prove" / "cache.py"))
-    digests = [cache_module._source_digest()]
+    parts = ("spec", "lift", "prove")
+    monkeypatch.setattr(codec, "__file__", str(tmp_path / "spec" / "codec.py"))
+    digests = [source_digest(*parts)]
     for part in ("spec", "lift/handlers", "prove"):
         (tmp_path / part / "a.py").write_text("2")
-        digests.append(cache_module._source_digest())
+        digests.append(source_digest(*parts))
     (tmp_path / "spec" / "a.py").rename(tmp_path / "spec" / "b.py")
-    digests.append(cache_module._source_digest())
+    digests.append(source_digest(*parts))
     assert len(set(digests)) == 5
-    monkeypatch.setattr(cache_module, "__file__", str(tmp_path / "nowhere" / "prove" / "cache.py"))
-    assert cache_module._source_digest() is None
+    monkeypatch.setattr(codec, "__file__", str(tmp_path / "nowhere" / "spec" / "codec.py"))
+    assert source_digest(*parts) is None
 
 
 def test_without_source_nothing_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:

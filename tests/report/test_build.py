@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import trilithon
-from trilithon.compiler import _cache_notes
+from trilithon.caching import cache_notes
 from trilithon.report.groups import groups, pictured
 from trilithon.report.picture import Drawing, draw
 from trilithon.spec.masks import Causal, Formula
@@ -59,5 +59,5 @@ def test_a_formula_comes_with_what_tells_it_from_the_nearest_name() -> None:
 
 @pytest.mark.parametrize(("batch", "words"), [(1, "x 1 row,"), (2, "x 2 rows,")])
 def test_rows_of_the_cache_are_counted(batch: int, words: str) -> None:
-    (note,) = _cache_notes(SimpleNamespace(cache_tokens=32, max_batch=batch, cache_bytes=1e6))  # type: ignore[arg-type]
+    (note,) = cache_notes(SimpleNamespace(cache_tokens=32, max_batch=batch, cache_bytes=1e6))  # type: ignore[arg-type]
     assert words in note

@@ -41,7 +41,7 @@ REFUTED  encoder.0
          runs on   SDPA with the mask as exported
          z3        < 0.1 ms
          at        model.py:7, `x < y & z`
-         formula   k <= q and not (q == 40 and k == 3) <script>
+         formula   k <= q and not (k == 3 and q == 40) <script>
 UNKNOWN  encoder.1
          form      none proved
          why       aten.bucketize.Tensor has no handler

@@ -41,19 +41,25 @@ def _show(term: Term) -> tuple[str, int]:
             return _comparison(inner, "!="), _COMPARE
         return f"not {_wrap(inner, _NOT)}", _NOT
     if op == "and":
-        return " and ".join(_wrap(a, _NOT) for a in args), _AND
+        return _joined(" and ", args, _NOT), _AND
     if op == "or":
-        return " or ".join(_wrap(a, _AND) for a in args), _LOOSE
+        return _joined(" or ", args, _AND), _LOOSE
     if op == "ite":
         return f"{_wrap(args[1], _AND)} if {_wrap(args[0], _AND)} else {_wrap(args[2], _AND)}", _LOOSE
     if op in ("mul", "floor_div", "mod"):
         sign = {"mul": "*", "floor_div": "//", "mod": "%"}[op]
+        args = tuple(sorted(args, key=show)) if op == "mul" else args
         return f"{_wrap(args[0], _PRODUCT)} {sign} {_wrap(args[1], _ATOM)}", _PRODUCT
     if op == "prefix_sum":
         return f"sum({show(args[0])} for #0 <= {show(args[1])})", _ATOM
     if op == "float_compare":
         return f"{_wrap(args[1], _SUM)} {_SIGNS[args[0]]} {_wrap(args[2], _SUM)}", _COMPARE
     return _show_float(op, args)
+
+
+def _joined(word: str, terms: tuple[Term, ...], tightness: int) -> str:
+    """Short parts first: an order that does not depend on which term was made first."""
+    return word.join(sorted((_wrap(term, tightness) for term in terms), key=lambda text: (len(text), text)))
 
 
 def _show_float(op: str, args: tuple[Any, ...]) -> tuple[str, int]:
@@ -92,4 +98,7 @@ def _comparison(term: Term, sign: str) -> str:
         left, right, low, high = right, left, high, low
     if low and not high and sign != "==" and sign != "!=":
         low, high = 0, -low
-    return f"{_sum(left, low)} {sign} {_sum(right, high)}"
+    sides = _sum(left, low), _sum(right, high)
+    if sign in ("==", "!=") and not any(t.op == "var" and t.args[0] == "k" for t in left):
+        sides = min(sides, sides[::-1], key=lambda pair: (pair[0].isdigit(), pair))
+    return f"{sides[0]} {sign} {sides[1]}"
