@@ -24,7 +24,7 @@ from trilithon.rewrite.op import ATTENTION
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.verify import TOLERANCE, verify_decoder
 from trilithon.spec.assumption import Assumption
-from trilithon.spec.masks import Chunked, SlidingWindow, parse, parts
+from trilithon.spec.masks import SlidingWindow, parse, parts
 
 DEFAULT_TOKENS = 4096
 TIMES = 3.0  # most times the error of eager, both against a wider type, that logits of an engine may have
@@ -33,8 +33,15 @@ log = logging.getLogger(__name__)
 
 def make_decoder(
     model: Any, program: ExportedProgram, guards: tuple[Assumption, ...], max_tokens: int, backend: str, options: Options
-) -> CachedDecoder | CannotCache:
-    """Prefill and decode with a static KV cache, or the reason why not."""
+) -> tuple[CachedDecoder | CannotCache, tuple[str, ...]]:
+    """Prefill and decode with a static KV cache, or the reason why not; and what the report says of it."""
+    made = _make(model, program, guards, max_tokens, backend, options)
+    return made if isinstance(made, tuple) else (made, cache_notes(made))
+
+
+def _make(
+    model: Any, program: ExportedProgram, guards: tuple[Assumption, ...], max_tokens: int, backend: str, options: Options
+) -> CannotCache | tuple[CachedDecoder, tuple[str, ...]]:
     if not hf.is_causal_lm(model):
         return _no_cache(model, "it is not a Hugging Face causal LM")
     for assumption in guards:  # the decoder makes position_ids itself, so these it meets by construction
@@ -45,18 +52,30 @@ def make_decoder(
     except CannotCache as refusal:
         return refusal
 
+    return _build_verified(model, program, kept, max_tokens, backend, options)
+
+
+def _build_verified(
+    model: Any, program: ExportedProgram, kept: list[CacheShape], max_tokens: int, backend: str, options: Options
+) -> tuple[CachedDecoder, tuple[str, ...]]:
+    """An engine that is wrong is built again in the form that is more exact; if that is wrong too, an error names the place."""
+    device = next(model.parameters()).device
     forms: tuple[Any, ...] = (options.attention,)
     if backend == "tensorrt" and options.attention == "auto":
         forms = ("auto", "decomposed")  # the second adds up in float32
+    notes: tuple[str, ...] = ()
     for form in forms:
-        decoder = _build(program, kept, max_tokens, backend, replace(options, attention=form), next(model.parameters()).device)
+        decoder = _build(program, kept, max_tokens, backend, replace(options, attention=form), device)
         try:
-            _verify(decoder, model, _canary_lengths(program), options)
-            return decoder
+            if options.verify:
+                times = allowed_times(decoder.modules.decode, device, options)
+                verify_decoder(decoder, model, (6,) if times is None else _canary_lengths(program), times)
+            return decoder, (*cache_notes(decoder), *notes)
         except VerificationFailed as error:
             if form == forms[-1]:
                 raise _located(error, decoder, program, replace(options, attention=form)) from error
-            log.warning("attention is built again without the fused layer: %s", error)
+            notes = (f"attention='decomposed', since the engines of 'auto' were refused: {error.what}, {error.why}",)
+            log.warning("%s", notes[0])
     raise AssertionError("unreachable")
 
 
@@ -82,14 +101,14 @@ def _build(
     return CachedDecoder(modules, kept, max_tokens, options.max_batch, device, graphs)
 
 
-def _verify(decoder: CachedDecoder, model: Any, lengths: tuple[int, ...], options: Options) -> None:
-    """An engine on the GPU is held to some times the error of eager, at several lengths; all else to a rule of thumb."""
-    if not options.verify:
-        return
-    if decoder.device.type != "cuda" or not isinstance(decoder.modules.decode, (TensorRTModule, Split)):
-        verify_decoder(decoder, model)
-        return
-    verify_decoder(decoder, model, lengths, TIMES if options.verify is True else float(options.verify))
+def allowed_times(module: Any, device: torch.device, options: Options) -> float | None:
+    """How many times the error of eager a lowered module may have; None where a rule of thumb for rounding serves.
+
+    An engine on a GPU is held to eager's error: what it is made of is not ours.
+    """
+    if device.type != "cuda" or not isinstance(module, (TensorRTModule, Split)):
+        return None
+    return TIMES if options.verify is True else float(options.verify)
 
 
 def _located(
@@ -111,10 +130,9 @@ def _located(
 
 
 def _canary_lengths(program: ExportedProgram) -> tuple[int, ...]:
-    """Prompts to verify engines with: short, long, and past each window and chunk."""
+    """Prompts to verify engines with: short, long, and past each window."""
     masks = {part for node in program.graph.nodes if node.target is ATTENTION for part in parts(parse(str(node.args[3])))}
     edges = [part.window_keys for part in masks if isinstance(part, SlidingWindow)]
-    edges += [part.chunk_keys for part in masks if isinstance(part, Chunked)]
     return (6, 1, 17, 512, *(edge + 3 for edge in edges))
 
 

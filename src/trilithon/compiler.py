@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from trilithon.caching import cache_notes, capacity, make_decoder
+from trilithon.caching import allowed_times, capacity, make_decoder
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
 from trilithon.compiled import Compiled
@@ -193,12 +193,15 @@ def compile(
     if example_kwargs is None and hf.is_hf(model):
         example_kwargs, dynamic_shapes = hf.example_for(model, hf.usual_inputs(model))  # type: ignore[arg-type]
     analysis = analyse(model, example_kwargs, dynamic_shapes, tuple(assume), options)
-    decoder = make_decoder(model, analysis.rewritten, analysis.guards, max_tokens, backend, options)
+    started = time.perf_counter()
+    decoder, cached_notes = make_decoder(model, analysis.rewritten, analysis.guards, max_tokens, backend, options)
+    cached_seconds = time.perf_counter() - started
     defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
     program, report = _program(analysis, backend, options, max_tokens, defer=defer)
+    report = replace(report, seconds={**report.seconds, "lower and verify the cache": cached_seconds})
     return Compiled(
         programs={program.inputs: program},
-        report=_as_lowered(report, program, decoder),
+        report=_as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), cached_notes),
         build=build if hf.is_hf(model) else None,
         decoder=decoder,
         max_tokens=max_tokens,
@@ -206,14 +209,12 @@ def compile(
     )
 
 
-def _as_lowered(report: Report, program: Program, decoder: CachedDecoder | CannotCache) -> Report:
-    """The report with what the lowered programs say of themselves."""
-    modules: dict[str, Any] = {} if isinstance(decoder, CannotCache) else vars(decoder.modules)
-    modules = {**modules, "call": lowered(program.fast)}
+def _as_lowered(report: Report, modules: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Report:
+    """The report with what lowered programs say of themselves, and these notes."""
     forms = site_forms(modules)
     sites = [replace(site, runs_on=forms.get(site.name, site.runs_on)) for site in report.sites]
     parts = (f"{name}: {note}" for name, module in modules.items() for note in split_notes(module))
-    return replace(report, sites=sites, notes=(*report.notes, *cache_notes(decoder), *parts))
+    return replace(report, sites=sites, notes=(*report.notes, *notes, *parts))
 
 
 def _program(
@@ -223,21 +224,24 @@ def _program(
     started = time.perf_counter()
     captured = analysis.captured.program
     general, _ = rewrite(captured, (), prover_of(captured))
-    held, fast = fake_inputs(captured), unlift(analysis.rewritten)
+    held, fast, always = fake_inputs(captured), unlift(analysis.rewritten), unlift(general)
     device = next((w.device for w in fast.buffers()), torch.device("cpu"))
     inputs = sequence_inputs(held, analysis.report.ranges, options.max_batch, max_tokens)
 
     def make() -> Callable[..., Any]:
-        return lower_module(fast, backend, options, role="sequence", name="sequence", inputs=inputs)
+        made = lower_module(fast, backend, options, role="sequence", name="sequence", inputs=inputs)
+        if options.verify:
+            times = allowed_times(made, device, options)
+            verify_program(made, always, held, analysis.guards, inputs, device, times)
+        return made
 
     program = Program(
         expected=expected_inputs(held, analysis.report.ranges),
         fast=Deferred(make) if defer else make(),
-        general=unlift(general),
+        general=always,
         guards=analysis.guards,
         when_guard_fails=options.when_guard_fails,
     )
-    if options.verify and not defer:
-        verify_program(program, held, device, rows=min(2, options.max_batch))
     seconds = {**analysis.report.seconds, "lower and verify": time.perf_counter() - started}
-    return program, replace(analysis.report, seconds=seconds, notes=(backend_note(backend, options),))
+    report = replace(analysis.report, seconds=seconds, notes=(backend_note(backend, options, device),))
+    return program, _as_lowered(report, {"call": lowered(program.fast)})

@@ -51,6 +51,8 @@ class Options:
         if self.max_batch < 1:
             raise InputError(f"max_batch={self.max_batch} must be at least 1")
 
+        if self.verify < 0:
+            raise InputError(f"verify={self.verify} must be 0 or more", why="it is a number of times the error of eager")
         if self.attention not in FORMS:
             raise InputError(f"attention={self.attention!r} must be one of {', '.join(FORMS)}")
 

@@ -33,12 +33,12 @@ def resolve_backend(name: str) -> str:
     return "native" if name == "auto" else name
 
 
-def backend_note(backend: str, options: Options) -> str:
+def backend_note(backend: str, options: Options, device: torch.device) -> str:
     """What the report says of a backend."""
     if backend != "tensorrt":
         return f"backend: {backend}"
     text = f"backend: tensorrt ({resolve_target(options.gpu)}, {version()})"
-    return text if torch.cuda.is_available() else f"{text}; no GPU is here, so calls are interpreted on the CPU, slowly"
+    return text if device.type == "cuda" else f"{text}; its inputs are on the CPU, where calls are interpreted, slowly"
 
 
 def lower_module(

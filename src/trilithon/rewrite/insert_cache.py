@@ -101,10 +101,12 @@ def insert_cache(program: ExportedProgram, *, decode: bool, padded: bool) -> Gra
 class UseStaticCache:
     """Write K and V of each site into its cache; in decode, attend over the cache.
 
-    %o = attention(%q, %k, %v, "causal")   =>   index_copy_(%cache_k, 2, %slots, %k)
-                                                index_copy_(%cache_v, 2, %slots, %v)
-                                                %o = attention(%q, %cache_k, %cache_v,
+    %o = attention(%q, %k, %v, "causal")   =>   %keys = index_copy_(%cache_k, 2, %slots, %k)
+                                                %values = index_copy_(%cache_v, 2, %slots, %v)
+                                                %o = attention(%q, %keys, %values,
                                                                "causal & padding(slots)", ..., %start, %key_mask)
+
+    It reads what the write returns, not the cache, so that no pass can put the attention before the write.
     """
 
     decode: bool
@@ -139,11 +141,11 @@ class UseStaticCache:
     def _use(self, gm: GraphModule, node: Node, key: Node, value: Node, start: Node, slots: Node, key_mask: Node) -> None:
         q, k, v, mask, scale = node.args[:5]
         with gm.graph.inserting_before(node):
-            gm.graph.call_function(aten.index_copy_.default, (key, 2, slots, k))
-            gm.graph.call_function(aten.index_copy_.default, (value, 2, slots, v))
+            keys = gm.graph.call_function(aten.index_copy_.default, (key, 2, slots, k))
+            values = gm.graph.call_function(aten.index_copy_.default, (value, 2, slots, v))
         if self.decode:
             text = str(conjunction((parse(str(mask)), Padding("slots", "bool"))))
-            node.args = (q, key, value, text, scale, start, key_mask)
+            node.args = (q, keys, values, text, scale, start, key_mask)
         elif self.padded:
             text = str(conjunction((parse(str(mask)), Padding("slots", "bool"))))
             node.args = (q, k, v, text, scale, None, key_mask)

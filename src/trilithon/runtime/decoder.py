@@ -94,7 +94,8 @@ class CachedDecoder:
                 f"{b} rows do not fit a cache of {self.max_batch}",
                 todo=f"compile with Options(max_batch={b})",
             )
-        shared = int(pad.min())
+        pads = pad.tolist()
+        shared = min(pads)
         input_ids, pad, s = input_ids[:, shared:], pad - shared, s - shared
         self._check_room(s, already=0)
         step = self._step(b)
@@ -102,7 +103,7 @@ class CachedDecoder:
         step.key_mask.copy_(column >= pad[:, None])
         step.positions.copy_((s - pad)[:, None])
         positions = (column[:s] - pad[:, None]).clamp_min(0)
-        module = self.modules.prefill_padded if bool(pad.any()) else self.modules.prefill
+        module = self.modules.prefill_padded if max(pads) > shared else self.modules.prefill
         assert module is not None  # one row has no padding of its own
         key_mask = step.key_mask[:, :s] if module is self.modules.prefill_padded else step.key_mask
         self.start.zero_()

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.node import map_aggregate
 
 from trilithon.errors import VerificationFailed
+from trilithon.lower.inputs import Input
 from trilithon.runtime.decoder import CachedDecoder
-from trilithon.runtime.program import Program
+from trilithon.runtime.program import Module
 from trilithon.spec.assumption import Assumption
 
 # Relative error (Frobenius) that rounding explains. Reordered sums in a deep random network stay far below it;
@@ -52,52 +55,87 @@ def verify(name: str, got: Tensor, want: Tensor, limit: float | None = None, bec
 
 
 @torch.no_grad()
-def verify_program(program: Program, held: Mapping[str, Tensor], device: torch.device, rows: int = 2) -> float:
-    """Run the fast and the general module on one random input that meets the guards; see `verify`.
+def verify_program(
+    fast: Module,
+    general: GraphModule,
+    held: Mapping[str, Tensor],
+    guards: tuple[Assumption, ...],
+    inputs: Sequence[Input],
+    device: torch.device,
+    times: float | None = None,
+) -> float:
+    """Run both modules on random inputs that meet the guards, and compare what they give; see `verify`.
 
     Args:
-        held: fake tensors of the inputs, as exported; their symbolic sizes become small numbers.
+        fast: the rewritten program, lowered.
+        general: the program as it was captured.
+        held: fake tensors of the inputs, as exported.
+        inputs: the sizes that `fast` takes.
         device: of the program's weights.
-        rows: batch size of the run.
+        times: None: one small size, and the error that rounding explains is `TOLERANCE`. Else several sizes, and that
+            many times the error of `general`, both against it in a wider type.
     """
-    assert program.general is not None
-    generator = torch.Generator().manual_seed(0)
-    arguments = [
-        _canary(name, held[name], rows, program.guards, generator).to(held[name].dtype).to(device) for name in program.inputs
-    ]
-    return max(
-        verify("the rewritten program", got, want)
-        for got, want in zip(_tensors(program.fast(*arguments)), _tensors(program.general(*arguments)), strict=True)
-        if want.is_floating_point()
-    )
+    wider = None if times is None else _widened(general)
+    worst = 0.0
+    for length in (9,) if times is None else (9, 1, 17, 512):
+        generator = torch.Generator().manual_seed(0)
+        arguments = [_canary(spec, length, guards, generator).to(held[spec.name].dtype).to(device) for spec in inputs]
+        got, want = _tensors(fast(*arguments)), _tensors(general(*arguments))
+        exact = want if wider is None else _tensors(wider(*(_wide(x) for x in arguments)))
+        for mine, theirs, truth in zip(got, want, exact, strict=True):
+            if theirs.is_floating_point():
+                worst = max(worst, _verify_beside("the rewritten program", mine, theirs, truth, times))
+    return worst
+
+
+def _verify_beside(name: str, got: Tensor, eager: Tensor, exact: Tensor, times: float | None) -> float:
+    """The error of `got`; with `times` held to so many times that of `eager`, both against `exact`."""
+    if times is None:
+        return verify(name, got, eager)
+    allowed = times * max(relative_error(eager, exact), float(torch.finfo(eager.dtype).eps))
+    return verify(name, got, exact, allowed, f"eager {eager.dtype} is off by a {times:g}th of that")
+
+
+WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
+
+
+def _wide(x: Any) -> Any:
+    """A tensor or a type, made wider where it is floating."""
+    if isinstance(x, Tensor):
+        return x.to(WIDER.get(x.dtype, x.dtype))
+    return WIDER.get(x, x) if isinstance(x, torch.dtype) else x
+
+
+def _widened(gm: GraphModule) -> GraphModule:
+    """The program in a wider type: its weights, and each type that a node names."""
+    copied = copy.deepcopy(gm)
+    for name, weight in list(copied.named_buffers()):
+        owner, _, last = name.rpartition(".")
+        setattr(copied.get_submodule(owner), last, _wide(weight))
+    for node in copied.graph.nodes:
+        node.args, node.kwargs = map_aggregate(node.args, _wide), map_aggregate(node.kwargs, _wide)
+    copied.recompile()
+    return copied
 
 
 def _tensors(output: Any) -> list[Tensor]:
     return [x for x in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(x, Tensor)]
 
 
-def _canary(name: str, held: Tensor, rows: int, guards: tuple[Assumption, ...], generator: torch.Generator) -> Tensor:
-    """A small random input: what its guard asks for, and for other integers what the usual name says."""
-    shape = tuple(
-        size if isinstance(size, int) else max(_lowest(size), n) for size, n in zip(held.shape, (rows, 9, 9, 9), strict=False)
-    )
-    guard = next((g for g in guards if g.table == name), None)
+def _canary(spec: Input, length: int, guards: tuple[Assumption, ...], generator: torch.Generator) -> Tensor:
+    """A random input of two rows and `length` tokens where it may be: what its guard asks for, or what its name says."""
+    sizes = [2, *[length] * len(spec.axes)]
+    shape = tuple(min(max(axis.low, n), axis.high) for axis, n in zip(spec.axes, sizes, strict=False))
+    guard = next((g for g in guards if g.table == spec.name), None)
     if guard is not None:
-        return guard.sample(shape, held.dtype, generator)
-    if held.is_floating_point():
+        return guard.sample(shape, spec.dtype, generator)
+    if spec.dtype.is_floating_point:
         return torch.randn(shape, generator=generator)
-    if "mask" in name:
+    if "mask" in spec.name:
         return torch.ones(shape)
-    if "position" in name:
+    if "position" in spec.name:
         return torch.arange(shape[-1]).expand(shape)
-    return torch.randint(0, 2 if held.dtype == torch.bool or "type" in name else 5, shape, generator=generator)
-
-
-def _lowest(size: Any) -> int:
-    try:
-        return int(size.node.shape_env.var_to_range[size.node.expr].lower)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return 1
+    return torch.randint(0, 2 if spec.dtype == torch.bool or "type" in spec.name else 5, shape, generator=generator)
 
 
 @torch.no_grad()
@@ -151,16 +189,14 @@ class _Judge:
         if times is None:
             return cls(model, None, 0.0)
         dtype = next(model.parameters()).dtype
-        return cls(model, copy.deepcopy(model).to(torch.float64 if dtype == torch.float32 else torch.float32), times)
+        return cls(model, copy.deepcopy(model).to(WIDER.get(dtype, dtype)), times)
 
     def verify(self, name: str, got: Tensor, ids: Tensor, tokens: list[slice]) -> float:
         """The error of `got [b n v]`, the logits at `tokens` of each row of `ids`."""
         want = self._logits(self.model, ids, tokens)
         if self.wider is None:
             return verify(name, got, want)
-        exact = self._logits(self.wider, ids, tokens)
-        allowed = self.times * max(relative_error(want, exact), float(torch.finfo(want.dtype).eps))
-        return verify(name, got, exact, allowed, f"eager {want.dtype} is off by a {self.times:g}th of that")
+        return _verify_beside(name, got, want, self._logits(self.wider, ids, tokens), self.times)
 
     def _logits(self, model: nn.Module, ids: Tensor, tokens: list[slice]) -> Tensor:
         logits = model(input_ids=ids, use_cache=False).logits

@@ -24,17 +24,11 @@ from trilithon.lower.tensorrt.attention import Attention, attend
 from trilithon.lower.tensorrt.capability import AttentionSpec, choose, keeps_a_key, prefers_primitives, refuses
 from trilithon.lower.tensorrt.convert import convert
 from trilithon.lower.tensorrt.interpret import interpret
-from trilithon.lower.tensorrt.library import library
 from trilithon.lower.tensorrt.network import Network
 from trilithon.rewrite.insert_cache import _slots
 from trilithon.rewrite.op import ATTENTION
 from trilithon.spec.masks import Causal, Full, Mask, Padding, parse, parts
 from trilithon.spec.reference import allowed_keys, reference_attention
-
-try:
-    library()
-except CannotLower:
-    pytest.skip("TensorRT is not installed", allow_module_level=True)
 
 aten = torch.ops.aten
 B, S, T = Dim("b", min=1, max=8), Dim("s", min=1, max=32), Dim("t", min=1, max=32)

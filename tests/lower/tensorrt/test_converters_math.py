@@ -27,14 +27,8 @@ from trilithon.lower.inputs import Axis, Input
 from trilithon.lower.tensorrt.convert import convert
 from trilithon.lower.tensorrt.engine import build
 from trilithon.lower.tensorrt.interpret import interpret
-from trilithon.lower.tensorrt.library import library
 from trilithon.lower.tensorrt.network import Network
 from trilithon.rewrite.unlift import unlift
-
-try:
-    library()
-except CannotLower:
-    pytest.skip("TensorRT is not installed", allow_module_level=True)
 
 aten = torch.ops.aten
 B, S = Dim("b", min=2, max=8), Dim("s", min=4, max=16)

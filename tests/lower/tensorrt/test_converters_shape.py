@@ -27,11 +27,6 @@ from trilithon.lower.tensorrt.library import library
 from trilithon.lower.tensorrt.network import Network
 from trilithon.rewrite.unlift import unlift
 
-try:
-    library()
-except CannotLower:
-    pytest.skip("TensorRT is not installed", allow_module_level=True)
-
 aten = torch.ops.aten
 Rows = dict[str, Callable[..., Any]]
 B, S = Dim("b", min=3, max=8), Dim("s", min=6, max=16)

@@ -12,21 +12,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import Graph, GraphModule
 
-from trilithon.errors import CannotLower
 from trilithon.lower.inputs import Axis, Input, fixed
 from trilithon.lower.tensorrt.convert import convert
 from trilithon.lower.tensorrt.engine import Engine, build
 from trilithon.lower.tensorrt.kernels import AttentionKernel, attention_kernels, contradiction, layer_table
-from trilithon.lower.tensorrt.library import library
 from trilithon.lower.tensorrt.network import Network
 from trilithon.rewrite.insert_cache import _slots
 from trilithon.rewrite.op import ATTENTION
 from trilithon.spec.masks import Padding, parse, parts
-
-try:
-    library()
-except CannotLower:
-    pytest.skip("TensorRT is not installed", allow_module_level=True)
 
 aten = torch.ops.aten
 H, G, D, SLOTS = 8, 2, 64, 2176

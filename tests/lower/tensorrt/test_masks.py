@@ -11,7 +11,6 @@ from torch import Tensor
 
 from trilithon.errors import CannotLower
 from trilithon.lower.tensorrt.interpret import interpret
-from trilithon.lower.tensorrt.library import library
 from trilithon.lower.tensorrt.masks import Scores, emit_mask, emit_term
 from trilithon.lower.tensorrt.network import ITensor, Network, is_tensor
 from trilithon.spec import term as t
@@ -19,11 +18,6 @@ from trilithon.spec.evaluate import evaluate
 from trilithon.spec.mask import B, H, K, Q, S, T
 from trilithon.spec.masks import Causal, Documents, Formula, Padding, PrefixLM, SlidingWindow, parse
 from trilithon.spec.term import Term
-
-try:
-    library()
-except CannotLower:
-    pytest.skip("TensorRT is not installed", allow_module_level=True)
 
 SIZES = ((2, 4, 9, 12), (1, 4, 1, 3))  # b h s t
 READ = t.read("table", (B, K), "int")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch._ops import OpOverload
 from torch.fx import GraphModule
 
 from trilithon.lower.inputs import Input
@@ -32,7 +33,9 @@ def engine_key(gm: GraphModule, inputs: Sequence[Input], target: str, options: O
 
     add(version(), source_digest("lower", "spec", "rewrite"), target, options.attention, *inputs)
     for node in gm.graph.nodes:
-        add(node.op, node.name, node.target, node.args, node.kwargs)
+        own = isinstance(node.target, (str, OpOverload))  # any other function prints its address
+        called = node.target if own else f"{node.target.__module__}.{node.target.__name__}"
+        add(node.op, node.name, called, node.args, node.kwargs)
         if node.op == "get_attr":
             value = attribute(gm, node)
             add(value.dtype, tuple(value.shape), data_hash(value))
