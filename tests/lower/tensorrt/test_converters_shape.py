@@ -344,6 +344,8 @@ def on_sizes(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         aten.repeat.default(x, [n, 1]),
         aten.view.default(aten.repeat.default(x, [1, n]), [3, n, -1]),
         aten.expand.default(aten.slice.Tensor(x, 0, 0, n - 1), [-1, -1]),
+        aten.slice.Tensor(x, 1, torch.sym_min(n, 4), torch.sym_max(n, 4)),
+        aten.repeat.default(x, [torch.sym_max(n - 3, 1), torch.sym_min(2, 3)]),
     )
 
 

@@ -160,6 +160,20 @@ def test_few_kernels_a_layer_in_decode(dtype: torch.dtype, g: int, tmp_path: Pat
     assert engine.aliases == {f"cache_{kind}_{i}": f"cache_{kind}_{i}_out" for i in range(2) for kind in "kv"}
 
 
+ENDS = {"window(64)": (("max(0,row-63)", "row"), ("max(row-63,0)", "min(row,shape2)"), ("row-63", "min(shape2,row)"))}
+ENDS |= {"local(20, 30)": (("max(row-20,0)", "min(shape2,row+30)"), ("max(0,row-20)", "min(256,row+30)"))}
+OTHER_ENDS = {"window(64)": (("max(row-62,0)", "row"), ("max(0,row-64)", "row"), ("max(0,row-63)", "min(row+1,shape2)"))}
+OTHER_ENDS |= {"local(20, 30)": (("max(row-20,0)", "min(row+29,shape2)"), ("max(row,20)", "row+30"), ("0", "min(row,col)"))}
+
+
+def test_bounds_are_read_in_any_spelling() -> None:
+    for text, ends in ENDS.items():
+        for left, right in ends:
+            assert contradiction(AttentionKernel("k", left, right), parse(text)) is None, (text, left, right)
+        for left, right in OTHER_ENDS[text]:
+            assert contradiction(AttentionKernel("k", left, right), parse(text)) is not None, (text, left, right)
+
+
 def test_layer_table_reads_the_log() -> None:
     lines = (
         "Name: a, LayerType: shape_call, Inputs: [], Outputs: [], TacticName: , StreamId: 0, Metadata: ",

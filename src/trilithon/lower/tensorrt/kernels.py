@@ -19,7 +19,8 @@ from trilithon.spec.masks import Causal, LocalWindow, Mask, SlidingWindow, parse
 _LAYER = re.compile(r"Name: (.*?), LayerType: (.*?), .*TacticName: (.*?), StreamId: \d+, Metadata: (.*)")
 _KERNEL = re.compile(rb"__global__ void[^;{]{0,80}?(_ge[mv]+_mha_v\d_0x[0-9a-f]+\w*)\(")
 _LONGEST = 1 << 20  # bytes of one kernel's text, and of what belongs to it in front
-_ROW = re.compile(r"(?:max\(0,|min\((?:shape)?\d+,)?row([+-]\d+)?\)?")
+_ROW = re.compile(r"row([+-]\d+)?")
+_WITHIN = re.compile(r"(?:max\((?:0,(.*)|(.*),0)|min\((?:(?:shape)?\d+,(.*)|(.*),(?:shape)?\d+))\)")  # kept inside the keys
 _TYPES = {"DATA_TYPE_FP16": "float16", "DATA_TYPE_BF16": "bfloat16", "DATA_TYPE_FP32": "float32"}
 _SCORES = "epilogue_impl("  # what a gemm kernel does to a score before the softmax
 _EDIT = re.compile(r"__myln_(select|add)___myln_(float|half|bf16)")
@@ -222,5 +223,6 @@ def _reach(mask: Mask) -> tuple[int | None, int | None, bool]:
 
 def _offset(bound: str) -> int | None:
     """Place of a bound, counted from the query's own key; None where it does not follow the query."""
-    match = _ROW.fullmatch(bound)
+    within = _WITHIN.fullmatch(bound)
+    match = _ROW.fullmatch(next(filter(None, within.groups()), "") if within else bound)
     return int(match[1] or 0) if match else None

@@ -151,19 +151,20 @@ def _infer(gm: GraphModule, inputs: Inputs) -> None:
     mode = detect_fake_mode(known)
     if all("val" in n.meta for n in gm.graph.nodes if n.op != "output") or mode is None:
         return
-    rows, length = known[0].shape[:2]  # of input_ids
+    ids = known[0]
     with mode:
-        values = [_fake(node, spec, rows, length) for node, spec in zip(placeholders, inputs, strict=True)]
+        values = [_fake(node, spec, ids) for node, spec in zip(placeholders, inputs, strict=True)]
     FakeTensorProp(gm, mode).propagate_dont_convert_inputs(*values)
 
 
-def _fake(node: Node, spec: Input, rows: Any, length: Any) -> torch.Tensor:
-    """What an input is: what it was in the export, or what the cache made of it, with `rows` and `length` tokens."""
+def _fake(node: Node, spec: Input, ids: torch.Tensor) -> torch.Tensor:
+    """What an input is: what it was in the export, or what the cache made of it, with the rows and tokens of `ids`."""
     if "val" in node.meta:
         value: torch.Tensor = node.meta["val"]
         return value
+    rows, length = ids.shape[:2]
     sizes = [axis.high if axis.is_fixed else length for axis in spec.axes]
-    return torch.empty([rows, *sizes[1:]] if sizes else [], dtype=spec.dtype)
+    return torch.empty([rows, *sizes[1:]] if sizes else [], dtype=spec.dtype, device=ids.device)
 
 
 def split_notes(module: Any) -> tuple[str, ...]:

@@ -48,6 +48,16 @@ def convert_neg(net: Network, a: Size) -> Size:
     return net.calculate("SUB", 0, a)
 
 
+@converts(torch.sym_min)
+def convert_min(net: Network, a: Size, b: Size) -> Size:
+    return net.calculate("MIN", a, b)
+
+
+@converts(torch.sym_max)
+def convert_max(net: Network, a: Size, b: Size) -> Size:
+    return net.calculate("MAX", a, b)
+
+
 @converts(operator.getitem)
 def convert_getitem(net: Network, values: Any, index: int) -> Any:
     """One of several results."""
