@@ -109,7 +109,7 @@ def _wide(x: Any) -> Any:
 def _widened(gm: GraphModule) -> GraphModule:
     """The program in a wider type: its weights, and each type that a node names."""
     copied = copy.deepcopy(gm)
-    for name, weight in list(copied.named_buffers()):
+    for name, weight in list(copied.named_buffers(remove_duplicate=False)):  # tied weights have several names
         owner, _, last = name.rpartition(".")
         setattr(copied.get_submodule(owner), last, _wide(weight))
     for node in copied.graph.nodes:

@@ -1,4 +1,6 @@
-"""Matrix products. TensorRT multiplies floats, and sums up in float32."""
+"""Matrix products. They are added up in float32: a product of halves is written as one of float32 between casts, which the
+builder takes for just that; written plainly its kernels may add up in half.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ def multiplied(net: Network, a: ITensor, b: ITensor, *, transpose_b: bool = Fals
     dtype = net.dtype(a)
     if dtype not in FLOATS or net.dtype(b) != dtype:
         raise net.refuse(f"a matrix product of {dtype} and {net.dtype(b)}")
-    return net.matmul(a, b, transpose_b=transpose_b)
+    if dtype != torch.float16:
+        return net.matmul(a, b, transpose_b=transpose_b)
+    wide = torch.float32
+    return net.cast(net.matmul(net.cast(a, wide), net.cast(b, wide), transpose_b=transpose_b), dtype)
 
 
 @converts(aten.linear.default)
