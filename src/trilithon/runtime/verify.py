@@ -109,9 +109,9 @@ def _wide(x: Any) -> Any:
 def _widened(gm: GraphModule) -> GraphModule:
     """The program in a wider type: its weights, and each type that a node names."""
     copied = copy.deepcopy(gm)
-    for name, weight in list(copied.named_buffers(remove_duplicate=False)):  # tied weights have several names
-        owner, _, last = name.rpartition(".")
-        setattr(copied.get_submodule(owner), last, _wide(weight))
+    for part in copied.modules():
+        part._buffers = {name: _wide(x) for name, x in part._buffers.items()}
+        part._parameters = {name: nn.Parameter(_wide(x), requires_grad=False) for name, x in part._parameters.items()}
     for node in copied.graph.nodes:
         node.args, node.kwargs = map_aggregate(node.args, _wide), map_aggregate(node.kwargs, _wide)
     copied.recompile()

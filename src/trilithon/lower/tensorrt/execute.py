@@ -41,6 +41,12 @@ class Executor:
             eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER  # no kernel changes behind a captured graph
             config.dynamic_shapes_kernel_specialization_strategy = eager
         context = loaded.create_execution_context(config) if config is not None else loaded.create_execution_context()
+        if context is None:
+            raise CannotLower(
+                f"cannot run the engine {self.engine.plan.name}",
+                why="; ".join(errors_since(place)) or "TensorRT gives no context for it, and says no more",
+                todo="free memory of the GPU, or compile with a smaller max_tokens or max_batch",
+            )
         self._keep = (runtime, loaded, config)
         return context
 
