@@ -42,7 +42,7 @@ def backend_note(backend: str, options: Options, device: torch.device) -> str:
 
 
 def lower_module(
-    gm: GraphModule, backend: str, options: Options, *, role: Role, name: str, inputs: tuple[Input, ...]
+    gm: GraphModule, backend: str, options: Options, *, role: Role, name: str, inputs: tuple[Input, ...], exact: bool = False
 ) -> Callable[..., Any]:
     """A canonical module as something fast to call.
 
@@ -54,11 +54,12 @@ def lower_module(
         inputs: what it takes.
         role: "step": one token, static shapes, run many times: compiled by Inductor on a GPU. "sequence": any number
             of tokens: compiled only if the options ask for it, once for all lengths.
+        exact: TensorRT adds up products of halves in float32, which is slower.
     """
     if backend == "eager":
         return gm
     if backend == "tensorrt":
-        return lower_tensorrt(gm, inputs, name, options)
+        return lower_tensorrt(gm, inputs, name, options, exact)
     lowered = lower_native(gm)
     device = next((b.device for b in gm.buffers()), torch.device("cpu"))
     wanted = device.type == "cuda" and role == "step" if options.inductor is None else options.inductor

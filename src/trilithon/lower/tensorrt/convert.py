@@ -19,7 +19,7 @@ from trilithon.passes import bound_arguments, where_of
 SCALARS = ("Tensor", "number", "Scalar", "Optional[Tensor]", "Optional[number]")
 
 
-def convert(gm: GraphModule, inputs: Sequence[Input], attention: str = "auto") -> Network:
+def convert(gm: GraphModule, inputs: Sequence[Input], attention: str = "auto", exact: bool = False) -> Network:
     """A network that computes what `gm` does.
 
     Its outputs are `output_0`, ...; an input that the graph writes to in place, say `cache_k_0`, gives an output
@@ -29,11 +29,12 @@ def convert(gm: GraphModule, inputs: Sequence[Input], attention: str = "auto") -
         gm: of ATen and `trilithon` operations; weights are its attributes.
         inputs: one for each placeholder, in order; those that nothing reads are left out of the network.
         attention: "auto", "fused" or "decomposed"; see `Options.attention`.
+        exact: products of halves are added up in float32.
 
     Raises:
         CannotLower: an operation has no converter, or TensorRT refuses a layer.
     """
-    net, env = Network(attention), dict[Node, Any]()
+    net, env = Network(attention, exact), dict[Node, Any]()
     given = iter(inputs)
     for node in gm.graph.nodes:
         net.node = node

@@ -18,7 +18,7 @@ from trilithon.options import Options
 
 
 def first_diverging_site(
-    gm: GraphModule, inputs: Sequence[Input], tensors: Sequence[Tensor], options: Options, limit: float
+    gm: GraphModule, inputs: Sequence[Input], tensors: Sequence[Tensor], options: Options, limit: float, exact: bool = False
 ) -> Difference | None:
     """The first attention of which the engine gives something else than the graph run in PyTorch.
 
@@ -27,11 +27,12 @@ def first_diverging_site(
         inputs: what it takes.
         tensors: one for each input; they are not changed.
         limit: relative error that is allowed.
+        exact: as in `convert`.
 
     Raises:
         CannotLower: the engine cannot be built or run.
     """
-    net = convert(gm, inputs, attention=options.attention)
+    net = convert(gm, inputs, attention=options.attention, exact=exact)
     named = {spec.name: x.clone() for spec, x in zip(inputs, tensors, strict=True)}
     sites = [net.values[node.name] for node in gm.graph.nodes if "attention" in str(node.target)]
     watched = [value for value in sites if not value.is_network_output]

@@ -33,9 +33,9 @@ class Layers:
         spans: name of a size that export left dynamic -> what it may be here.
     """
 
-    def __init__(self, attention: str = "auto") -> None:
+    def __init__(self, attention: str = "auto", exact: bool = False) -> None:
         trt = library()
-        self.attention = attention
+        self.attention, self.exact = attention, exact
         self.sites: list[SiteLowering] = []
         self.shared: dict[tuple[Any, ...], Any] = {}
         self.spans: dict[str, Axis] = {}

@@ -58,13 +58,14 @@ class _Part(nn.Module):
         return self.engine(*tensors)
 
 
-def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options) -> TensorRTModule | Split:
+def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options, exact: bool = False) -> TensorRTModule | Split:
     """Convert and build.
 
     Args:
         gm: of ATen and `trilithon` operations; weights are its attributes.
         inputs: one for each placeholder.
         name: of the engine, e.g. "decode".
+        exact: products of halves are added up in float32, in parts.
 
     Raises:
         CannotLower: there is no such GPU; nothing of the program can be an engine; an attention that was asked to be
@@ -73,10 +74,10 @@ def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options)
     target = resolve_target(options.gpu)
 
     def made(part: GraphModule, takes: Inputs, called: str) -> TensorRTModule:
-        net = convert(part, takes, attention=options.attention)
+        net = convert(part, takes, attention=options.attention, exact=exact)
         if options.engine_cache is None:
             return TensorRTModule(build(net, takes, target, _folder() / f"{called}.plan"), net)
-        key = engine_key(part, takes, target, options)
+        key = engine_key(part, takes, target, options, exact)
         engine = find_or_build(Path(options.engine_cache), key, lambda plan: build(net, takes, target, plan))
         return TensorRTModule(engine, net)
 

@@ -24,14 +24,14 @@ BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError)
 log = logging.getLogger(__name__)
 
 
-def engine_key(gm: GraphModule, inputs: Sequence[Input], target: str, options: Options) -> str:
+def engine_key(gm: GraphModule, inputs: Sequence[Input], target: str, options: Options, exact: bool = False) -> str:
     """A hash of the graph, its weights, the sizes, the target, and of the code that builds."""
     digest = hashlib.sha256()
 
     def add(*parts: Any) -> None:
         digest.update("".join(f"{len(str(part))}:{part}" for part in parts).encode())
 
-    add(version(), source_digest("lower", "spec", "rewrite"), target, options.attention, *inputs)
+    add(version(), source_digest("lower", "spec", "rewrite"), target, options.attention, exact, *inputs)
     for node in gm.graph.nodes:
         own = isinstance(node.target, (str, OpOverload))  # any other function prints its address
         called = node.target if own else f"{node.target.__module__}.{node.target.__name__}"

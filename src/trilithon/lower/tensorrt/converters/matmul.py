@@ -1,5 +1,7 @@
-"""Matrix products. They are added up in float32: a product of halves is written as one of float32 between casts, which the
-builder takes for just that; written plainly its kernels may add up in half.
+"""Matrix products.
+
+Those of halves are added up in half by TensorRT-RTX, whatever casts stand around them, unless there is one row. Where that is
+not good enough (`net.exact`) they are made in parts, short sums of halves, and the parts are added up in float32.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from trilithon.lower.tensorrt.converters.registry import converts
 from trilithon.lower.tensorrt.network import ITensor, Network, Size, is_tensor
 
 aten = torch.ops.aten
+PART = 512  # numbers that are added up in half, at least; the error grows with the root of it
+MOST_PARTS = 8
 
 
 def multiplied(net: Network, a: ITensor, b: ITensor, *, transpose_b: bool = False) -> ITensor:
@@ -21,10 +25,38 @@ def multiplied(net: Network, a: ITensor, b: ITensor, *, transpose_b: bool = Fals
     dtype = net.dtype(a)
     if dtype not in FLOATS or net.dtype(b) != dtype:
         raise net.refuse(f"a matrix product of {dtype} and {net.dtype(b)}")
-    if dtype != torch.float16:
+    length, rows = int(a.shape[-1]), int(a.shape[-2])
+    if not net.exact or dtype != torch.float16 or rows == 1 or length < 2 * PART or length % PART:
         return net.matmul(a, b, transpose_b=transpose_b)
+    return _in_parts(net, a, b if transpose_b else _turned(net, b), min(MOST_PARTS, length // PART))
+
+
+def _in_parts(net: Network, a: ITensor, b: ITensor, parts: int) -> ITensor:
+    """`a [.. m k]` times `b [.. n k]`, with k cut in parts: one batch of products, and their sum in float32."""
     wide = torch.float32
-    return net.cast(net.matmul(net.cast(a, wide), net.cast(b, wide), transpose_b=transpose_b), dtype)
+    cut = net.matmul(*(_cut(net, x, parts) for x in (a, b)), transpose_b=True)
+    sizes = net.sizes(cut)
+    one = [*sizes[:-3], 1, *sizes[-2:]]
+    total: ITensor | None = None
+    for i in range(parts):
+        starts = [i if axis == len(sizes) - 3 else 0 for axis in range(len(sizes))]
+        part = net.cast(net.slice(cut, starts, one, [1] * len(sizes)), wide)
+        total = part if total is None else net.elementwise("SUM", total, part)
+    assert total is not None
+    return net.cast(net.reshape(total, [*sizes[:-3], *sizes[-2:]]), net.dtype(a))
+
+
+def _cut(net: Network, x: ITensor, parts: int) -> ITensor:
+    """`x [.. m k]` as `[.. parts m k/parts]`."""
+    sizes = net.sizes(x)
+    rank = len(sizes)
+    split = net.reshape(x, [*sizes[:-1], parts, int(x.shape[-1]) // parts])
+    return net.permute(split, [*range(rank - 2), rank - 1, rank - 2, rank])
+
+
+def _turned(net: Network, x: ITensor) -> ITensor:
+    rank = len(x.shape)
+    return net.permute(x, [*range(rank - 2), rank - 1, rank - 2])
 
 
 @converts(aten.linear.default)
