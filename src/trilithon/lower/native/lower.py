@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from trilithon.errors import CannotLower
 from trilithon.lower.native.attention import attend, attend_cache
 from trilithon.lower.native.emit import emit_mask
 from trilithon.rewrite.op import ATTENTION
@@ -27,6 +28,8 @@ def lower_native(gm: GraphModule) -> GraphModule:
 
 
 def _lower(gm: GraphModule, node: Node, masks: dict[tuple[Any, ...], Node]) -> None:
+    if node.args[7:]:
+        raise CannotLower("cannot lower attention", why="it has a bias, a softcap, sinks or positions of keys")
     args: list[Any] = [*node.args, None, None][:7]
     q, k, v, mask, scale, q_start, key_mask = args
     with gm.graph.inserting_before(node):

@@ -43,13 +43,24 @@ def convert_attention(
     scale: float,
     q_start: ITensor | None,
     key_mask: ITensor | None,
+    k_positions: ITensor | None,
+    bias: str,
+    tables: list[ITensor] | None,
+    softcap: float,
+    sinks: ITensor | None,
 ) -> ITensor:
     """Source: `trilithon.rewrite.op`: positions come from `q_start`; a row without a key is 0."""
+    if k_positions is not None:
+        raise net.refuse("keys that do not stand in the order of their positions have no TensorRT form")
+    if sinks is not None:
+        raise net.refuse("attention sinks have no TensorRT form")
+    if bias:
+        raise net.refuse("a bias by position has no TensorRT form")
     meaning, nodes = parse(mask), _nodes(net, "q", "k", "v")
     operands, spec, scores = operands_of(net, (q, k, v), nodes)
     upper_left = meaning == Causal() and q_start is None
     typed = None if upper_left or meaning == Full() else torch.bool
-    spec = replace(spec, upper_left=upper_left, mask=typed, from_start=q_start is not None)
+    spec = replace(spec, upper_left=upper_left, mask=typed, from_start=q_start is not None, softcap=softcap or None)
     allowed = partial(emit_mask, net, meaning, scores, q_start, key_mask, None)
     site = Attention(
         name=_site_name(net.node),
