@@ -88,7 +88,8 @@ def read_leaves(site: Site, value: Term, score: tuple[Term, ...]) -> Leaves:
         raise refuse(site, f"its scores are scaled by different factors {sorted(f for f, _ in ways)}")
     factor, cap = ways.pop() if ways and site.score is not None else (None, None)
     scale = factor if factor is None or cap is None else factor * cap
-    return Leaves(t.disj(*(condition for condition, _ in kept)), frozenset(drops), scale, cap, _bias(kept))
+    dtype = "float64" if site.mask.meta["val"].dtype == torch.float64 else "float32"
+    return Leaves(t.disj(*(condition for condition, _ in kept)), frozenset(drops), scale, cap, _bias(kept, dtype))
 
 
 def _lowest(dtype: torch.dtype) -> float:
@@ -96,9 +97,9 @@ def _lowest(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / (2 if dtype == torch.float16 else 1024)
 
 
-def _bias(kept: list[tuple[Term, _Affine]]) -> Term | None:
-    """What is added on kept cells, as one term."""
-    sums = [(condition, _sum(parsed.addends)) for condition, parsed in kept]
+def _bias(kept: list[tuple[Term, _Affine]], dtype: str) -> Term | None:
+    """What is added on kept cells, as one term; several addends are added up in `dtype`."""
+    sums = [(condition, _sum(parsed.addends, dtype)) for condition, parsed in kept]
     if all(value is None for _, value in sums):
         return None
     result = t.real(0.0)
@@ -109,10 +110,10 @@ def _bias(kept: list[tuple[Term, _Affine]]) -> Term | None:
     return first if first is not None and all(value is first for _, value in sums) else result
 
 
-def _sum(addends: tuple[Term, ...]) -> Term | None:
+def _sum(addends: tuple[Term, ...], dtype: str) -> Term | None:
     total = None
     for a in sorted(addends, key=lambda x: x.serial):
-        total = a if total is None else float_term.apply("add", "float32", total, a)
+        total = a if total is None else float_term.apply("add", dtype, total, a)
     return total
 
 

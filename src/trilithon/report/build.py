@@ -32,7 +32,7 @@ def site_report(examined: Examined, rewritten: Mapping[str, tuple[int, int]]) ->
     proof = finding.proof
     proved = proof.verdict is Verdict.PROVED
     refuted = _nearest(finding)
-    obstacle = why_not_canonical(proof.mask, meaning) if proved else None
+    obstacle = why_not_canonical(examined) if proved else None
     return SiteReport(
         name=site.name,
         kind=site.kind,
