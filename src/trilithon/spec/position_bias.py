@@ -25,7 +25,9 @@ def position_bias(formula: Term, own: Collection[str]) -> Term | None:
     Args:
         own: names of the tables that may be read: the program's own tensors.
     """
-    return _Rows(frozenset(own)).without(_without_rows(formula))
+    rows = _Rows(frozenset(own))
+    found = rows.without(_without_rows(formula))
+    return NOTHING if found is not None and _is_of_row(found) and rows.is_finite(found) else found
 
 
 def _without_rows(formula: Term) -> Term:
