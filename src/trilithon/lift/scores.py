@@ -98,16 +98,19 @@ def _lowest(dtype: torch.dtype) -> float:
 
 
 def _bias(kept: list[tuple[Term, _Affine]], dtype: str) -> Term | None:
-    """What is added on kept cells, as one term; several addends are added up in `dtype`."""
-    sums = [(condition, _sum(parsed.addends, dtype)) for condition, parsed in kept]
-    if all(value is None for _, value in sums):
+    """What is added on kept cells, as one term; several addends are added up in `dtype`.
+
+    A kept cell meets one of the conditions: what they have in common need not be asked, nor the last of them.
+    """
+    sums = [_sum(parsed.addends, dtype) for _, parsed in kept]
+    if all(value is None for value in sums):
         return None
-    result = t.real(0.0)
-    for condition, value in sums:
-        value = t.real(0.0) if value is None else value
-        result = value if result is value or len(sums) == 1 else t.ite(condition, value, result)
-    first = sums[0][1]
-    return first if first is not None and all(value is first for _, value in sums) else result
+    asked = [frozenset(c.args if c.op == "and" else (c,)) for c, _ in kept]
+    common = frozenset.intersection(*asked)
+    *first, last = [t.real(0.0) if value is None else value for value in sums]
+    for parts, value in reversed(list(zip(asked, first, strict=False))):
+        last = t.ite(t.conj(*(parts - common)), value, last)
+    return last
 
 
 def _sum(addends: tuple[Term, ...], dtype: str) -> Term | None:
