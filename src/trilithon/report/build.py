@@ -20,6 +20,7 @@ from trilithon.report.report import Lifted, SiteReport
 from trilithon.rewrite.fuse_attention import SITE, why_not_canonical
 from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.unlift import fake_inputs
+from trilithon.spec.float_term import fits
 from trilithon.spec.position_bias import NOTHING
 
 KEPT, KEPT_DECOMPOSED = "SDPA with the mask as exported", "matmul-softmax-matmul as exported"
@@ -79,8 +80,12 @@ def _runs_on(examined: Examined, meaning: Meaning) -> str:
     obstacle = why_not_canonical(examined)
     if obstacle is not None:
         return f"{_kept(examined.site)} ({obstacle})"
-    biased = meaning.position_bias not in (None, NOTHING)
-    return kernel_for(examined.proof.mask, bias=biased, softcap=meaning.softcap is not None, sinks=meaning.sinks)
+    bias, q = meaning.position_bias, examined.site.q
+    parts = {"bias": bias not in (None, NOTHING), "softcap": meaning.softcap is not None, "sinks": meaning.sinks}
+    own = {n.name: n.meta["val"] for n in q.graph.nodes if n.op == "placeholder" and n.name in meaning.own}
+    dtypes = {name: value.dtype for name, value in own.items()}
+    is_narrow = bias is None or fits(bias, dtypes, q.meta["val"].dtype)
+    return kernel_for(examined.proof.mask, [name for name, has in parts.items() if has], fits=is_narrow)
 
 
 def _kept(site: Site) -> str:

@@ -159,3 +159,9 @@ def value_dtype(term: Term, tables: Mapping[str, torch.dtype]) -> torch.dtype | 
     if term.op in ("float_op", "float_fn"):
         return DTYPES[term.args[1]]
     return DTYPES[term.args[0]] if term.op in ("to_float", "float_cast") else None
+
+
+def fits(term: Term, tables: Mapping[str, torch.dtype], dtype: torch.dtype) -> bool:
+    """Does a float term lose nothing if its value is rounded to `dtype`?"""
+    own = value_dtype(term, tables)
+    return own is None or torch.promote_types(own, dtype) == dtype

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from trilithon.spec.masks import Causal, Full, Mask
 
-CACHED = "matmul-softmax-matmul over the static cache, grouped heads"
 
+def kernel_for(mask: Mask, added: Sequence[str] = (), *, fits: bool = True) -> str:
+    """The kernel that serves a site without a cache, in words, for the report.
 
-def kernel_for(mask: Mask, *, bias: bool = False, softcap: bool = False, sinks: bool = False) -> str:
-    """The kernel that serves a site without a cache, in words, for the report."""
-    if softcap or sinks:
-        extra = " and ".join(name for name, has in (("softcap", softcap), ("sinks", sinks)) if has)
-        return f"matmul-softmax-matmul with {extra}, mask{' and bias' if bias else ''} made once for all layers"
-    if bias:
-        return "SDPA, mask and bias made once for all layers"
-    if isinstance(mask, (Causal, Full)):
+    Args:
+        added: what its scores have beside the mask, of "bias", "softcap" and "sinks".
+        fits: the bias loses nothing in the type of q, which SDPA asks for.
+    """
+    made = "mask and bias made once for all layers" if "bias" in added else "mask made once for all layers"
+    if set(added) - {"bias"} or not fits:
+        return f"matmul-softmax-matmul with {' and '.join(added)}; {made}"
+    if "bias" not in added and isinstance(mask, (Causal, Full)):
         flag = "is_causal=True" if isinstance(mask, Causal) else "no mask"
         return f"SDPA, {flag}, grouped heads"
-    return "SDPA, mask made once for all layers"
+    return f"SDPA, {made}"
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: str, scale: float, allowed: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from trilithon.lower.native.emit import blocked, emit_bias, emit_cells, emit_mas
 from trilithon.passes import bound_arguments
 from trilithon.rewrite.op import ATTENTION
 from trilithon.spec.bias_text import parse_bias
-from trilithon.spec.float_term import value_dtype
+from trilithon.spec.float_term import fits
 from trilithon.spec.masks import parse
 
 NO_TENSOR = ("causal", "full")
@@ -111,7 +111,6 @@ def _size(x: Node, axis: int) -> Any:
 
 
 def _fits(args: dict[str, Any], dtype: torch.dtype) -> bool:
-    """Can a bias be rounded to `dtype` without loss? SDPA takes one of its operands' type alone."""
+    """SDPA adds what has its operands' type: may a bias be given to it?"""
     tables = args["tables"] or ()
-    own = value_dtype(parse_bias(args["bias"], len(tables)), {str(i): x.meta["val"].dtype for i, x in enumerate(tables)})
-    return own is None or torch.promote_types(own, dtype) == dtype
+    return fits(parse_bias(args["bias"], len(tables)), {str(i): x.meta["val"].dtype for i, x in enumerate(tables)}, dtype)
