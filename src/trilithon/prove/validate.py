@@ -130,6 +130,8 @@ class _Check:
         column = replace(self, graph=MaskGraph.of(replace(self.site, mask=self.site.sinks, score=None), ()))
         given = column._draw_inputs(sizes, generator)
         value, _ = column.graph.run(given, sizes)
+        if name not in given:
+            return False
         own = given[name].to(value.dtype).view(1, -1, 1, 1)
         return value.shape[1] == own.shape[1] and bool(torch.equal(value, own.expand_as(value)))
 
