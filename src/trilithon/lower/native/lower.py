@@ -23,12 +23,19 @@ Made = TypeVar("Made")
 
 
 def lower_native(gm: GraphModule) -> GraphModule:
+    """Replace every `trilithon::attention` of the graph, in place, erase what nothing reads, and return it."""
+    replace_attention(gm)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    return gm
+
+
+def replace_attention(gm: GraphModule) -> GraphModule:
     """Replace every `trilithon::attention` of the graph, in place, and return it."""
     lowering = _Lowering(gm)
     for node in list(gm.graph.nodes):
         if node.target is ATTENTION:
             lowering.replace(node)
-    gm.graph.eliminate_dead_code()
     gm.graph.lint()
     gm.recompile()
     return gm
