@@ -97,10 +97,10 @@ def analyse(
 def _canonical(examined: list[Examined]) -> tuple[Proved, ...]:
     """The sites that the canonical op can carry."""
     return tuple(
-        Proved(e.site, e.proof.mask, e.meaning.scale)
+        Proved(e.site, e.proof.mask, e.meaning)
         for e in examined
         if e.is_proved and e.proof is not None and e.meaning is not None
-        if why_not_canonical(e.proof.mask, e.meaning) is None
+        if why_not_canonical(e) is None
     )
 
 

@@ -21,10 +21,12 @@ from trilithon.spec import float_term
 from trilithon.spec import term as t
 from trilithon.spec.bias import Bias, Dense, name_bias
 from trilithon.spec.masks import B, Causal, H, K, Q
+from trilithon.spec.position_bias import position_bias
 from trilithon.spec.term import Term
 from trilithon.spec.traverse import tables, walk
 
 Dims = tuple[Term, Term, Term, Term]
+NO_ENTRY = t.real(0.0)
 UNKNOWN = "computed:"  # starts the name of a table that stands for an activation
 
 
@@ -43,8 +45,11 @@ class Meaning:
         tables: shape of each table that `keep` or an obligation may read.
         constants: data of those tables that are part of the program.
         bias: what is added to the scores of kept cells, or None.
+        position_bias: the same bias up to a number a row, over `h q k` and the program's own tensors; None where there is
+            no bias, or it is not one by position.
         softcap: c of `c * tanh(scores / c)`, or None.
         sinks: the softmax has one more column, of learned scores a head, whose weight is thrown away.
+        sinks_table: the program's tensor `[h]` that holds those scores; "" if none was found.
         flat: batch and heads share one axis of the operands.
         own: names of the program's own tensors, about which nothing can be guarded.
     """
@@ -58,8 +63,10 @@ class Meaning:
     tables: dict[str, tuple[Term, ...]]
     constants: dict[str, Tensor]
     bias: Bias | None = None
+    position_bias: Term | None = None
     softcap: float | None = None
     sinks: bool = False
+    sinks_table: str = ""
     flat: bool = False
     own: frozenset[str] = frozenset()
 
@@ -100,6 +107,7 @@ def _lift(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Me
         else:
             leaves = read_leaves(site, value, _own_score(lifter, site))
             keep, drops = keep & leaves.keep, sorted(f"{d:g}" for d in leaves.drops)
+    bias = _named_bias(site, leaves, lifter.targets)
     zero_rows = site.kind != "decomposed" or _is_safe_softmax(site)
     return Meaning(
         keep=keep,
@@ -110,9 +118,11 @@ def _lift(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Me
         obligations=tuple(o for o in lifter.obligations.values() if _concerns(keep, leaves.bias, o)),
         tables=lifter.table_shapes,
         constants=lifter.data,
-        bias=_named_bias(site, leaves, lifter.targets),
+        bias=bias,
+        position_bias=None if bias is None else position_bias(bias.formula, lifter.targets),
         softcap=leaves.softcap,
         sinks=site.sinks is not None,
+        sinks_table=_sinks_table(lifter, site),
         flat=site.flat_heads is not None,
         own=frozenset(lifter.targets),
     )
@@ -148,6 +158,21 @@ def _named_bias(site: Site, leaves: Leaves, own: Mapping[str, str]) -> Bias | No
     if isinstance(bias, Dense) and not leaves.drops and inputs:
         raise refuse(site, f"it adds {leaves.bias}, a value that depends on data: a bias, not a mask")
     return bias
+
+
+def _sinks_table(lifter: Lifter, site: Site) -> str:
+    """The program's tensor `[h]` that the column of sinks repeats, or ""."""
+    if site.sinks is None:
+        return ""
+    try:
+        column = lifter.lift(site.sinks)
+        entry = column.at((B, H, Q, t.ZERO)) if column.rank == 4 else NO_ENTRY
+    except CannotLift:
+        return ""
+    while entry.op == "float_cast":
+        entry = entry.args[1]
+    own = entry.op == "read" and entry.args[0] in lifter.targets
+    return str(entry.args[0]) if own and entry.args[1:] == (H,) else ""
 
 
 def _concerns(keep: Term, bias: Term | None, obligation: Obligation) -> bool:

@@ -88,7 +88,8 @@ def read_leaves(site: Site, value: Term, score: tuple[Term, ...]) -> Leaves:
         raise refuse(site, f"its scores are scaled by different factors {sorted(f for f, _ in ways)}")
     factor, cap = ways.pop() if ways and site.score is not None else (None, None)
     scale = factor if factor is None or cap is None else factor * cap
-    return Leaves(t.disj(*(condition for condition, _ in kept)), frozenset(drops), scale, cap, _bias(kept))
+    dtype = "float64" if site.mask.meta["val"].dtype == torch.float64 else "float32"
+    return Leaves(t.disj(*(condition for condition, _ in kept)), frozenset(drops), scale, cap, _bias(kept, dtype))
 
 
 def _lowest(dtype: torch.dtype) -> float:
@@ -96,23 +97,26 @@ def _lowest(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / (2 if dtype == torch.float16 else 1024)
 
 
-def _bias(kept: list[tuple[Term, _Affine]]) -> Term | None:
-    """What is added on kept cells, as one term."""
-    sums = [(condition, _sum(parsed.addends)) for condition, parsed in kept]
-    if all(value is None for _, value in sums):
+def _bias(kept: list[tuple[Term, _Affine]], dtype: str) -> Term | None:
+    """What is added on kept cells, as one term; several addends are added up in `dtype`.
+
+    A kept cell meets one of the conditions: what they have in common need not be asked, nor the last of them.
+    """
+    sums = [_sum(parsed.addends, dtype) for _, parsed in kept]
+    if all(value is None for value in sums):
         return None
-    result = t.real(0.0)
-    for condition, value in sums:
-        value = t.real(0.0) if value is None else value
-        result = value if result is value or len(sums) == 1 else t.ite(condition, value, result)
-    first = sums[0][1]
-    return first if first is not None and all(value is first for _, value in sums) else result
+    asked = [frozenset(c.args if c.op == "and" else (c,)) for c, _ in kept]
+    common = frozenset.intersection(*asked)
+    *first, last = [t.real(0.0) if value is None else value for value in sums]
+    for parts, value in reversed(list(zip(asked, first, strict=False))):
+        last = t.ite(t.conj(*(parts - common)), value, last)
+    return last
 
 
-def _sum(addends: tuple[Term, ...]) -> Term | None:
+def _sum(addends: tuple[Term, ...], dtype: str) -> Term | None:
     total = None
     for a in sorted(addends, key=lambda x: x.serial):
-        total = a if total is None else float_term.apply("add", "float32", total, a)
+        total = a if total is None else float_term.apply("add", dtype, total, a)
     return total
 
 

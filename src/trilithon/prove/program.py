@@ -143,7 +143,8 @@ class _Examiner:
 
     def _validate(self, site: Site, meaning: Meaning, proof: Proof) -> Validation:
         graph = MaskGraph.of(site, meaning.tables)
-        added = (meaning.scale, meaning.softcap, meaning.bias, meaning.flat, site.is_causal)
+        bias, sinks = (meaning.bias, meaning.position_bias), (site.sinks, meaning.sinks_table)
+        added = (meaning.scale, meaning.softcap, bias, sinks, meaning.flat, site.is_causal)
         key = (proof.mask, proof.assumptions, meaning.dims, added, graph.signature())
         if key not in self.compared:
             self.compared[key] = validate(graph, site, meaning, proof, self.ranges)

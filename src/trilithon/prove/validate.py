@@ -2,7 +2,8 @@
 
 A proof speaks of the lifted formula. If a handler reads an operation wrongly, formula and program part, and what is
 proved is about another mask. So the program's nodes are run as they are at a few random sizes, with inputs that meet
-the proof's assumptions, and every cell is compared with the proved mask.
+the proof's assumptions, and every cell is compared with the proved mask, and with the bias and the sinks that the
+canonical op would carry.
 """
 
 from __future__ import annotations
@@ -113,9 +114,26 @@ class _Check:
         except RuntimeError as error:
             raise CannotRun(f"the mask does not fit the scores at {_text(dims)}") from error
         wrong = (odd | (kept != claimed)).nonzero()
-        if len(wrong) == 0:
-            return Validation(kept.numel(), (_text(dims),))
-        return Validation(difference=self._difference(wrong[0].tolist(), dims, kept, odd, value))
+        if len(wrong):
+            return Validation(difference=self._difference(wrong[0].tolist(), dims, kept, odd, value))
+        if not cells.fits_positions(value, kept):
+            return Validation(difference=f"at {_text(dims)}, its bias is not the one by position in every row")
+        if not self._has_sinks(sizes, generator):
+            return Validation(difference=f"at {_text(dims)}, its sinks are not those of {self.meaning.sinks_table}")
+        return Validation(kept.numel(), (_text(dims),))
+
+    def _has_sinks(self, sizes: dict[str, int], generator: torch.Generator) -> bool:
+        """Is the column that joins the scores the table of sinks, in every row?"""
+        name = self.meaning.sinks_table
+        if not name:
+            return True
+        column = replace(self, graph=MaskGraph.of(replace(self.site, mask=self.site.sinks, score=None), ()))
+        given = column._draw_inputs(sizes, generator)
+        value, _ = column.graph.run(given, sizes)
+        if name not in given:
+            return False
+        own = given[name].to(value.dtype).view(1, -1, 1, 1)
+        return value.shape[1] == own.shape[1] and bool(torch.equal(value, own.expand_as(value)))
 
     @property
     def mask(self) -> Term:
@@ -222,13 +240,28 @@ class _Cells:
 
     def expected(self) -> tuple[Tensor, Tensor]:
         """What a kept cell holds: the scores, scaled and capped, plus the bias; and the largest of the two."""
-        meaning, score = self.check.meaning, torch.zeros(())
-        if SCORE in self.given:
-            score = meaning.scale * self.fit(self.given[SCORE]).double()
-            if meaning.softcap is not None:
-                score = meaning.softcap * torch.tanh(score / meaning.softcap)
-        bias = torch.zeros(()) if meaning.bias is None else self.evaluate(meaning.bias.formula)
-        return score + bias, torch.maximum(score.abs(), bias.abs())
+        bias = self.check.meaning.bias
+        score, added = self.scores(), torch.zeros(()) if bias is None else self.evaluate(bias.formula)
+        return score + added, torch.maximum(score.abs(), added.abs())
+
+    def scores(self) -> Tensor:
+        """The scores, scaled and capped; 0 where the mask is added to them elsewhere."""
+        if SCORE not in self.given:
+            return torch.zeros(())
+        scale, cap = self.check.meaning.scale, self.check.meaning.softcap
+        score = scale * self.fit(self.given[SCORE]).double()
+        return score if cap is None else cap * torch.tanh(score / cap)
+
+    def fits_positions(self, value: Tensor, kept: Tensor) -> bool:
+        """Do kept cells of a row hold the scores plus the bias by position plus one number of the row?"""
+        by_position = self.check.meaning.position_bias
+        if by_position is None:
+            return True
+        rest, score, bias, kept = torch.broadcast_tensors(value.double(), self.scores(), self.evaluate(by_position), kept)
+        largest = torch.stack([rest.abs(), score.abs(), bias.abs()]).masked_fill(~kept, 0.0).amax((0, -1))
+        rest = rest - score - bias
+        spread = rest.masked_fill(~kept, -math.inf).amax(-1) - rest.masked_fill(~kept, math.inf).amin(-1)
+        return bool((spread <= MOST_ROUNDINGS * self.check.graph.rounding * largest).all())
 
 
 def _symbols(*sizes: Term) -> frozenset[str]:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from trilithon.capture.sites import Site
 from trilithon.errors import CannotLift
+from trilithon.lift.meaning import Meaning
 from trilithon.lower.native.attention import kernel_for
 from trilithon.prove.program import Examined
 from trilithon.prove.prove import Finding
@@ -19,6 +20,8 @@ from trilithon.report.report import Lifted, SiteReport
 from trilithon.rewrite.fuse_attention import SITE, why_not_canonical
 from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.unlift import fake_inputs
+from trilithon.spec.float_term import fits
+from trilithon.spec.position_bias import NOTHING
 
 KEPT, KEPT_DECOMPOSED = "SDPA with the mask as exported", "matmul-softmax-matmul as exported"
 
@@ -32,7 +35,6 @@ def site_report(examined: Examined, rewritten: Mapping[str, tuple[int, int]]) ->
     proof = finding.proof
     proved = proof.verdict is Verdict.PROVED
     refuted = _nearest(finding)
-    obstacle = why_not_canonical(proof.mask, meaning) if proved else None
     return SiteReport(
         name=site.name,
         kind=site.kind,
@@ -43,7 +45,7 @@ def site_report(examined: Examined, rewritten: Mapping[str, tuple[int, int]]) ->
         reason=proof.reason if refuted is None else refuted.reason,
         formula=str(finding.formula),
         where=str(site.where),
-        runs_on=(f"{_kept(site)} ({obstacle})" if obstacle else kernel_for(proof.mask)) if proved else _kept(site),
+        runs_on=_runs_on(examined, meaning) if proved else _kept(site),
         alternatives=finding.alternatives,
         heads=heads,
         bias=meaning.bias,
@@ -70,6 +72,20 @@ def _refused(site: Site, refusal: CannotLift | None, heads: tuple[int, int | Non
         runs_on=_kept(site),
         heads=heads,
     )
+
+
+def _runs_on(examined: Examined, meaning: Meaning) -> str:
+    """What a site runs on that was proved."""
+    assert examined.proof is not None
+    obstacle = why_not_canonical(examined)
+    if obstacle is not None:
+        return f"{_kept(examined.site)} ({obstacle})"
+    bias, q = meaning.position_bias, examined.site.q
+    parts = {"bias": bias not in (None, NOTHING), "softcap": meaning.softcap is not None, "sinks": meaning.sinks}
+    own = {n.name: n.meta["val"] for n in q.graph.nodes if n.op == "placeholder" and n.name in meaning.own}
+    dtypes = {name: value.dtype for name, value in own.items()}
+    is_narrow = bias is None or fits(bias, dtypes, q.meta["val"].dtype)
+    return kernel_for(examined.proof.mask, [name for name, has in parts.items() if has], fits=is_narrow)
 
 
 def _kept(site: Site) -> str:

@@ -44,6 +44,7 @@ class FoldGroupedHeads:
         %r = reshape(expand(unsqueeze(%k, 2)), [b, h, t, d])   =>   attention(%q, %k, ...)     %k: [b g t d]
         attention(%q, %r, ...)
 
+    Q that was flattened and put in shape again is taken as it was before.
     `proves(goal, bounds)` is the prover: does `goal` hold for all indices within the bounds?
     """
 
@@ -57,11 +58,13 @@ class FoldGroupedHeads:
             if node.target is not ATTENTION:
                 continue
             q, k, v = node.args[:3]
-            new_k, new_v = self._base(k), self._base(v)
+            new_q, new_k, new_v = self._base(q), self._base(k), self._base(v)
+            if new_q.meta["val"].shape[1] != q.meta["val"].shape[1]:
+                new_q = q
             if new_k.meta["val"].shape[1] != new_v.meta["val"].shape[1]:
-                continue
-            if (new_k, new_v) != (k, v):
-                node.args = (q, new_k, new_v, *node.args[3:])
+                new_k, new_v = k, v
+            if (new_q, new_k, new_v) != (q, k, v):
+                node.args = (new_q, new_k, new_v, *node.args[3:])
                 changed += 1
         return Outcome(changed)
 

@@ -72,6 +72,8 @@ def _cache_shape(node: Node) -> CacheShape:
         raise refuse(node, f"its mask is {mask}, not causal: a query would see later tokens")
     if any(isinstance(p, Chunked) for p in kinds):
         raise refuse(node, f"its mask is {mask}: chunks are counted from a row's first token, and padding moves that")
+    if any(node.args[8:9]):
+        raise refuse(node, "its scores carry a bias by position, and padding moves positions")
     (_, g, _, d), (_, _, _, e) = k.meta["val"].shape, v.meta["val"].shape  # type: ignore[union-attr]
     return CacheShape(int(g), int(d), int(e), k.meta["val"].dtype)  # type: ignore[union-attr]
 
@@ -145,10 +147,10 @@ class UseStaticCache:
             values = gm.graph.call_function(aten.index_copy_.default, (value, 2, slots, v))
         if self.decode:
             text = str(conjunction((parse(str(mask)), Padding("slots", "bool"))))
-            node.args = (q, keys, values, text, scale, start, key_mask)
+            node.args = (q, keys, values, text, scale, start, key_mask, *node.args[7:])
         elif self.padded:
             text = str(conjunction((parse(str(mask)), Padding("slots", "bool"))))
-            node.args = (q, k, v, text, scale, None, key_mask)
+            node.args = (q, k, v, text, scale, None, key_mask, *node.args[7:])
 
 
 def _slots(start: Any, tokens: int) -> Any:

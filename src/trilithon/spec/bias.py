@@ -1,4 +1,4 @@
-"""Additive biases of attention scores. A site with one keeps its tensor; only masks are rewritten so far."""
+"""Names of what is added to attention scores; what a rewritten site carries is in `position_bias.py`."""
 
 from __future__ import annotations
 

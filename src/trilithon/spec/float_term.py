@@ -7,8 +7,8 @@ A dtype is its torch name: "float32", "bfloat16", ...
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, reduce
 
 import torch
 
@@ -143,3 +143,25 @@ def _as_integers(a: Term, b: Term) -> tuple[Term, Term, int] | None:
         else:
             return None
     return sides[0], sides[1], limit
+
+
+def value_dtype(term: Term, tables: Mapping[str, torch.dtype]) -> torch.dtype | None:
+    """The dtype in which a float term has its value: the widest of its cases; None for numbers alone.
+
+    Args:
+        tables: dtypes of the tables that it reads.
+    """
+    if term.op == "ite":
+        cases = [found for x in term.args[1:] if (found := value_dtype(x, tables)) is not None]
+        return reduce(torch.promote_types, cases) if cases else None
+    if term.op == "read":
+        return tables[term.args[0]]
+    if term.op in ("float_op", "float_fn"):
+        return DTYPES[term.args[1]]
+    return DTYPES[term.args[0]] if term.op in ("to_float", "float_cast") else None
+
+
+def fits(term: Term, tables: Mapping[str, torch.dtype], dtype: torch.dtype) -> bool:
+    """Does a float term lose nothing if its value is rounded to `dtype`?"""
+    own = value_dtype(term, tables)
+    return own is None or torch.promote_types(own, dtype) == dtype

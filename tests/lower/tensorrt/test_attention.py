@@ -27,8 +27,12 @@ from trilithon.lower.tensorrt.interpret import interpret
 from trilithon.lower.tensorrt.network import Network
 from trilithon.rewrite.insert_cache import _slots
 from trilithon.rewrite.op import ATTENTION
-from trilithon.spec.masks import Causal, Full, Mask, Padding, parse, parts
+from trilithon.spec import float_term
+from trilithon.spec import term as terms
+from trilithon.spec.bias_text import write_bias
+from trilithon.spec.masks import Causal, Full, H, K, Mask, Padding, Q, parse, parts
 from trilithon.spec.reference import allowed_keys, reference_attention
+from trilithon.spec.term import Term
 
 aten = torch.ops.aten
 B, S, T = Dim("b", min=1, max=8), Dim("s", min=1, max=32), Dim("t", min=1, max=32)
@@ -354,6 +358,65 @@ def test_step_over_a_cache(dtype: torch.dtype, tokens: Axis, g: int, mask: str) 
     assert within(got["output_0"], exact, written_out(q, *caches, allowed, SCALE))
     assert not bool(meant["output_0"][0].any()), "a query without a key gives 0"
     assert net.sites[0].form == "decomposed" and "cache" in net.sites[0].reason
+
+
+# ------------------------------------------------------------ bias, softcap, sinks
+
+
+SLOPE = float_term.apply("mul", "float32", terms.read("x", (H,), "float"), float_term.to_float(K - Q, "float32"))
+BUCKET = terms.maximum(terms.minimum(K - Q, terms.ZERO), terms.integer(-3)) + 3
+CHANGED: dict[str, tuple[Term | None, float]] = {
+    "slope": (SLOPE, 0.0),
+    "buckets": (terms.read("x", (BUCKET,), "float"), 0.0),
+    "softcap": (None, 0.7),
+    "both": (SLOPE, 0.7),
+}
+
+
+def changed(mask: str, bias: Term | None, softcap: float, **more: str) -> GraphModule:
+    """One canonical node over inputs `q k v start x`; `more` names inputs for other arguments."""
+    graph = Graph()
+    nodes = {name: graph.placeholder(name) for name in ("q", "k", "v", "start", "x", *more.values())}
+    q, k, v, start, x = (nodes[name] for name in ("q", "k", "v", "start", "x"))
+    text, tables = ("", None) if bias is None else (write_bias(bias, ["x"]), [x])
+    rest = {"bias": text, "tables": tables, "softcap": softcap, **{name: nodes[other] for name, other in more.items()}}
+    graph.output((graph.call_function(ATTENTION, (q, k, v, mask, SCALE, start), rest),))
+    return GraphModule(nn.Module(), graph)
+
+
+def changed_inputs(dtype: torch.dtype, started: int) -> list[Input]:
+    q, k, v = (Input(n, dtype, (fixed(2), fixed(heads), fixed(size), fixed(D))) for n, heads, size in
+               (("q", 4, 3), ("k", 2, 7), ("v", 2, 7)))  # fmt: skip
+    return [q, k, v, Input("start", torch.int64, (fixed(2),) * started), Input("x", dtype, (fixed(4),))]
+
+
+@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("started", [0, 1], ids=["one start", "a start a row"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_changed_scores(dtype: torch.dtype, started: int, name: str) -> None:
+    torch.manual_seed(0)
+    bias, softcap = CHANGED[name]
+    gm, takes = changed("causal", bias, softcap), changed_inputs(dtype, started)
+    net = convert(gm, takes)
+    q, k, v, x = torch.randn(2, 4, 3, D), torch.randn(2, 2, 7, D), torch.randn(2, 2, 7, D), torch.randn(4)
+    start = torch.tensor([4, 2]) if started else torch.tensor(4)
+    given = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype), "start": start, "x": x.to(dtype)}
+    held = {net.definition.get_input(i).name for i in range(net.definition.num_inputs)}
+    meant = interpret(net, {n: y for n, y in given.items() if n in held}, dtype=torch.float64)["output_0"]
+    exact = gm(*(y.double() if y.is_floating_point() else y for y in given.values()))[0]
+    torch.testing.assert_close(meant.double(), exact, rtol=1e-5, atol=1e-5)
+    assert net.sites[0].form == "decomposed"
+
+
+def test_what_has_no_form_says_why() -> None:
+    takes = changed_inputs(torch.float32, 1)
+    with pytest.raises(CannotLower, match="sinks"):
+        convert(changed("causal", None, 0.0, sinks="s"), [*takes, Input("s", torch.float32, (fixed(4),))])
+    with pytest.raises(CannotLower, match="order of their positions"):
+        convert(changed("causal", None, 0.0, k_positions="p"), [*takes, Input("p", torch.int64, (fixed(2), fixed(7)))])
+    wide = float_term.to_float(K, "float64")
+    with pytest.raises(CannotLower, match="float64"):
+        convert(changed("causal", wide, 0.0), takes)
 
 
 @pytest.mark.parametrize(

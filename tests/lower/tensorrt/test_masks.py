@@ -13,6 +13,7 @@ from trilithon.errors import CannotLower
 from trilithon.lower.tensorrt.interpret import interpret
 from trilithon.lower.tensorrt.masks import Scores, emit_mask, emit_term
 from trilithon.lower.tensorrt.network import ITensor, Network, is_tensor
+from trilithon.spec import float_term
 from trilithon.spec import term as t
 from trilithon.spec.evaluate import evaluate
 from trilithon.spec.mask import B, H, K, Q, S, T
@@ -47,9 +48,26 @@ TERMS: dict[str, Term] = {
 }
 
 
+HALF_STEPS = float_term.apply("mul", "bfloat16", float_term.to_float(K, "bfloat16"), t.real(0.2001953125))
+DISTANCE = float_term.to_float(t.maximum(Q - K, t.ZERO) + 1, "float32")
+LOGARITHM = float_term.function("log", "float32", DISTANCE)
+SLOPE = float_term.function("pow", "float32", t.real(0.25), float_term.to_float(H + 1, "float32"))
+FLOATS: dict[str, Term] = {
+    "alibi": float_term.apply("mul", "float32", SLOPE, float_term.to_float(K - Q, "float32")),
+    "in halves": float_term.cast(HALF_STEPS, "float32"),
+    "a table of numbers": t.read("numbers", (t.minimum(K, t.integer(2)),), "float"),
+    "buckets": t.read("numbers", (float_term.to_int(LOGARITHM),), "float"),
+    "cases": t.ite(K <= Q, float_term.to_float(K, "float32"), t.real(-0.5)),
+    "numbers by cases": t.ite(K <= Q, t.real(0.25), t.real(-0.5)),
+    "smaller": float_term.apply("min", "float32", LOGARITHM, t.real(1.5)),
+    "quotient": float_term.apply("div", "float32", float_term.to_float(3 * K - 20, "float32"), t.real(7.0)),
+    "cut off": float_term.to_float(float_term.to_int(float_term.apply("div", "float32", DISTANCE, t.real(-3.0))), "float32"),
+}
+
+
 def data(b: int, s: int, tokens: int) -> dict[str, Tensor]:
     long = max(s, tokens)
-    return {"table": torch.randint(0, 3, (b, long)), "truth": torch.rand(long) < 0.5}
+    return {"table": torch.randint(0, 3, (b, long)), "truth": torch.rand(long) < 0.5, "numbers": torch.randn(5)}
 
 
 @dataclass
@@ -97,6 +115,18 @@ def test_a_term_means_what_torch_says(name: str, dynamic: bool) -> None:
             assert bool((exact == emitted).all())
         else:
             assert torch.equal(bench.value(emitted).expand(sizes), exact), f"{name} at {sizes}"
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_a_bias_is_computed_step_by_step(name: str) -> None:
+    torch.manual_seed(0)
+    for start in (None, torch.tensor([2, 0])):
+        bench = Bench(SIZES[0], dynamic=True)
+        given = None if start is None else bench.net.input("start", torch.int64, (2,))
+        emitted = emit_term(bench.net, FLOATS[name], bench.scores, given, bench.tables)
+        exact = bench.meant(FLOATS[name], start).float().expand(SIZES[0])
+        got = bench.value(emitted, **({} if start is None else {"start": start}))
+        torch.testing.assert_close(got.float().expand(SIZES[0]), exact, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("start", [torch.tensor(5), torch.tensor([0, 7])], ids=["one start", "a start a row"])
@@ -153,7 +183,8 @@ REFUSED = {
     "unknown table": (Formula(t.read("elsewhere", (K,), "bool")), "reads elsewhere"),
     "a sum to elsewhere": (Formula(t.prefix_sum(READ, Q + 1).eq(1)), "run up to"),
     "a sum over pairs": (Formula(t.prefix_sum(t.read("table", (Q, t.counter(0)), "int"), K).eq(1)), "run up to"),
-    "floats": (Formula(t.make("float_compare", ("le", t.real(1.0), t.real(2.0)), "bool")), "float_compare"),
+    "wide numbers": (Formula(float_term.to_int(float_term.to_float(K, "float64")).eq(1)), "float64"),
+    "compared floats": (Formula(t.make("float_compare", ("le", t.real(1.0), t.real(2.0)), "bool")), "float_compare"),
 }
 
 

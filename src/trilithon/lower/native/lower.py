@@ -1,46 +1,123 @@
-"""Lower canonical attention to PyTorch kernels; a dense mask that several layers share is made once."""
+"""Lower canonical attention to PyTorch kernels; masks and biases that several layers share are made once."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
+import torch
 from torch.fx import GraphModule, Node
 
-from trilithon.lower.native.attention import attend, attend_cache
-from trilithon.lower.native.emit import emit_mask
+from trilithon.lower.native.attention import attend, attend_cache, attend_scores
+from trilithon.lower.native.emit import blocked, emit_bias, emit_cells, emit_mask
+from trilithon.passes import bound_arguments
 from trilithon.rewrite.op import ATTENTION
+from trilithon.spec.bias_text import parse_bias
+from trilithon.spec.float_term import fits
 from trilithon.spec.masks import parse
 
 NO_TENSOR = ("causal", "full")
+Made = TypeVar("Made")
 
 
 def lower_native(gm: GraphModule) -> GraphModule:
+    """Replace every `trilithon::attention` of the graph, in place, erase what nothing reads, and return it."""
+    replace_attention(gm)
+    gm.graph.eliminate_dead_code()
+    gm.recompile()
+    return gm
+
+
+def replace_attention(gm: GraphModule) -> GraphModule:
     """Replace every `trilithon::attention` of the graph, in place, and return it."""
-    masks: dict[tuple[Any, ...], Node] = {}
+    lowering = _Lowering(gm)
     for node in list(gm.graph.nodes):
         if node.target is ATTENTION:
-            _lower(gm, node, masks)
-    gm.graph.eliminate_dead_code()
+            lowering.replace(node)
     gm.graph.lint()
     gm.recompile()
     return gm
 
 
-def _lower(gm: GraphModule, node: Node, masks: dict[tuple[Any, ...], Node]) -> None:
-    args: list[Any] = [*node.args, None, None][:7]
-    q, k, v, mask, scale, q_start, key_mask = args
-    with gm.graph.inserting_before(node):
-        allowed = None
-        if mask not in NO_TENSOR or q_start is not None:
-            lengths = [str(x.meta["val"].shape[2]) for x in (q, k)] if q_start is None else []  # all caches are of one length
-            key = (mask, q_start, key_mask, *lengths)
-            if key not in masks:
-                masks[key] = emit_mask(gm.graph, parse(mask), q, k, q_start, key_mask)
-            allowed = masks[key]
-        if q_start is None:
-            new = gm.graph.call_function(attend, (q, k, v, mask, scale, allowed))
-        else:
-            new = gm.graph.call_function(attend_cache, (q, k, v, scale, allowed))
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    gm.graph.erase_node(node)
+@dataclass
+class _Lowering:
+    """One graph; `shared` holds what was made for its sites, by what it was made of."""
+
+    gm: GraphModule
+    shared: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def replace(self, node: Node) -> None:
+        with self.gm.graph.inserting_before(node):
+            new = self.emit(bound_arguments(node))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        self.gm.graph.erase_node(node)
+
+    def emit(self, args: dict[str, Any]) -> Node:
+        """The site at the insertion point; the arguments are those of `trilithon::attention`."""
+        q, k, v, mask, scale = (args[name] for name in ("q", "k", "v", "mask", "scale"))
+        softcap, sinks = args["softcap"], args["sinks"]
+        cached = args["q_start"] is not None or args["k_positions"] is not None
+        if not args["bias"] and not cached and not softcap and sinks is None:
+            allowed = None if mask in NO_TENSOR else self.mask(args)
+            return self.call(attend, q, k, v, mask, scale, allowed)
+        allowed, bias = self.mask(args), self.bias(args)
+        if cached:
+            return self.call(attend_cache, q, k, v, scale, allowed, bias, softcap, sinks)
+        dtype = q.meta["val"].dtype
+        if softcap or sinks is not None or not _fits(args, dtype):
+            return self.call(attend_scores, q, k, v, scale, allowed, bias, softcap, sinks)
+        added = self.once(("added", bias, allowed, dtype), partial(self.call, blocked, bias, allowed, dtype))
+        return self.call(attend, q, k, v, mask, scale, added)
+
+    def mask(self, args: dict[str, Any]) -> Node | None:
+        """Which keys a query may see, bool; None = every key."""
+        mask, key_mask, empty = parse(args["mask"]), args["key_mask"], args["k_positions"] is not None
+        key = ("mask", str(mask), key_mask, *_place(args))
+        return self.once(key, partial(emit_mask, self.gm.graph, mask, self.cells(args), key_mask, empty))
+
+    def bias(self, args: dict[str, Any]) -> Node | None:
+        """What is added to the scores, in its own type."""
+        text, tables = args["bias"], args["tables"] or ()
+        if not text:
+            return None
+        key = ("bias", text, *tables, _size(args["q"], 1), *_place(args))
+        return self.once(key, partial(emit_bias, self.gm.graph, parse_bias(text, len(tables)), self.cells(args), tables))
+
+    def cells(self, args: dict[str, Any]) -> dict[str, Any]:
+        q, k, q_start, k_positions = (args[name] for name in ("q", "k", "q_start", "k_positions"))
+        key = ("cells", _size(q, 1), *_place(args))
+        return self.once(key, partial(emit_cells, self.gm.graph, q, k, q_start, k_positions))
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
+        """What `make` gives; made at the first site that asks for `key`, which stands before the others."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        found: Made = self.shared[key]
+        return found
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Node:
+        return self.gm.graph.call_function(function, args)
+
+
+def _place(args: dict[str, Any]) -> tuple[Any, ...]:
+    """Where queries and keys stand: sites with the same places may share what depends on them alone.
+
+    Caches whose keys stand in order are of one length; others tell it by the positions of their keys.
+    """
+    if args["q_start"] is not None or args["k_positions"] is not None:
+        return args["q_start"], args["k_positions"]
+    return _size(args["q"], 2), _size(args["k"], 2)
+
+
+def _size(x: Node, axis: int) -> Any:
+    """A size's name, or the node itself where it is not recorded."""
+    return str(x.meta["val"].shape[axis]) if "val" in x.meta else x
+
+
+def _fits(args: dict[str, Any], dtype: torch.dtype) -> bool:
+    """SDPA adds what has its operands' type: may a bias be given to it?"""
+    tables = args["tables"] or ()
+    return fits(parse_bias(args["bias"], len(tables)), {str(i): x.meta["val"].dtype for i, x in enumerate(tables)}, dtype)

@@ -16,6 +16,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from trilithon.errors import CannotLower
 from trilithon.lower.inputs import Axis, Input
+from trilithon.lower.native.lower import replace_attention
 from trilithon.lower.tensorrt.convert import convert
 from trilithon.lower.tensorrt.converters.registry import CONVERTERS
 from trilithon.lower.tensorrt.engine import build, resolve_target
@@ -125,7 +126,7 @@ def _lower_parts(
         if isinstance(takes, str):
             raise CannotLower(f"cannot lower {name} to TensorRT in parts", why=takes, todo="use backend='native'")
         setattr(whole, called, _Part(made(part, takes, f"{name}-{called}")))
-    return Split(whole, refused)
+    return Split(replace_attention(whole), refused)
 
 
 def _copy(graph: Graph) -> Graph:

@@ -1,4 +1,4 @@
-"""Emit masks inside the network: two-sided comparisons of integer indices, in which the builder finds a kernel's bounds.
+"""Emit masks and biases inside the network. Masks are two-sided comparisons of integer indices: the builder finds bounds there.
 
 A mask that is a constant, or an input, gets no bounds and is read key by key. So does one that the fused layer reads at
 several sites, and one that has indices in common with another mask of the network; it is applied all the same.
@@ -7,15 +7,17 @@ several sites, and one that has indices in common with another mask of the netwo
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from trilithon.lower.tensorrt import floats
 from trilithon.lower.tensorrt.library import library
 from trilithon.lower.tensorrt.network import ITensor, Network, Size, is_tensor
 from trilithon.spec import term as t
+from trilithon.spec.bias_text import parse_bias
 from trilithon.spec.masks import Mask, Padding, parts
 from trilithon.spec.term import Term
 from trilithon.spec.traverse import free_vars, scan_depth, walk
@@ -61,7 +63,8 @@ class MaskEmitter:
         """The value of a term.
 
         Raises:
-            CannotLower: the term does float arithmetic, sums up to a place that is no index, or reads an unknown table.
+            CannotLower: the term compares floats, computes in float64, sums up to a place that is no index, or reads an
+                unknown table.
         """
         if term not in self._done:
             if term.op not in _EMIT:
@@ -122,6 +125,8 @@ class MaskEmitter:
         condition, yes, no = map(self.emit, term.args)
         if not is_tensor(condition):
             return yes if condition else no
+        if term.sort == "float":
+            return floats.choose(self.net, condition, yes, no)
         dtype = torch.bool if term.sort == "bool" else torch.int64
         return self.net.select(condition, self.tensor(yes, dtype), self.tensor(no, dtype))
 
@@ -141,6 +146,8 @@ class MaskEmitter:
             inside = self.apply("MAX", self.apply("MIN", self.emit(index), self.plus(known, -1)), 0)
             place = self.apply("SUM", self.apply("PROD", place, known), inside)
         found = self.net.gather(self.net.reshape(table, [-1]), self.tensor(place, torch.int64), 0)
+        if term.sort == "float":
+            return found
         return self.net.cast(found, torch.bool if term.sort == "bool" else torch.int64)
 
     def prefix_sum(self, term: Term) -> Value:
@@ -174,6 +181,7 @@ _EMIT: dict[str, Callable[[MaskEmitter, Term], Value]] = {
     "not": lambda e, x: e.negate(e.emit(x.args[0])),
     "read": MaskEmitter.read,
     "prefix_sum": MaskEmitter.prefix_sum,
+    **floats.EMIT,
 }
 
 
@@ -198,6 +206,22 @@ def emit_term(
         env[name] = net.reshape(size, [1, 1, 1, 1]) if name in used and is_tensor(size) else size
     extents = {"k": (3, scores.sizes[3])} | ({"q": (2, scores.sizes[2])} if q_start is None else {})
     return MaskEmitter(net, env, tables or {}, extents).emit(term)
+
+
+def emit_bias(net: Network, text: str, scores: Scores, q_start: ITensor | None, tables: Sequence[ITensor]) -> ITensor:
+    """A float32 bias that broadcasts to `[b h s t]`, emitted once for all sites that ask for the same.
+
+    Args:
+        text: what `trilithon.spec.bias_text.write_bias` gives, over these tables.
+        q_start: `[]` or `[b]` int64: query i stands at `q_start + i`; None = 0.
+    """
+    key = ("bias", text, scores.names, None if q_start is None else q_start.name, *(x.name for x in tables))
+    if key not in net.shared:
+        named = {str(i): x for i, x in enumerate(tables)}
+        value = emit_term(net, parse_bias(text, len(tables)), scores, q_start, named)
+        made = value if is_tensor(value) else net.number(value, torch.float32, 4)
+        net.shared[key] = net.cast(made, torch.float32)
+    return net.shared[key]
 
 
 def emit_mask(

@@ -13,7 +13,7 @@ from torch.fx import Node
 from trilithon.lower.tensorrt.attention import Attention, attend
 from trilithon.lower.tensorrt.capability import AttentionSpec, keeps_a_key
 from trilithon.lower.tensorrt.converters.registry import converts
-from trilithon.lower.tensorrt.masks import emit_mask
+from trilithon.lower.tensorrt.masks import emit_bias, emit_mask
 from trilithon.lower.tensorrt.network import ITensor, Network
 from trilithon.lower.tensorrt.operands import operand_of, operands_of
 from trilithon.passes import bound_arguments, module_path
@@ -43,13 +43,24 @@ def convert_attention(
     scale: float,
     q_start: ITensor | None,
     key_mask: ITensor | None,
+    k_positions: ITensor | None,
+    bias: str,
+    tables: list[ITensor] | None,
+    softcap: float,
+    sinks: ITensor | None,
 ) -> ITensor:
     """Source: `trilithon.rewrite.op`: positions come from `q_start`; a row without a key is 0."""
+    if k_positions is not None:
+        raise net.refuse("keys that do not stand in the order of their positions have no TensorRT form")
+    if sinks is not None:
+        raise net.refuse("attention sinks have no TensorRT form")
     meaning, nodes = parse(mask), _nodes(net, "q", "k", "v")
     operands, spec, scores = operands_of(net, (q, k, v), nodes)
-    upper_left = meaning == Causal() and q_start is None
+    added = emit_bias(net, bias, scores, q_start, tables or ()) if bias else None
+    upper_left = meaning == Causal() and q_start is None and added is None
     typed = None if upper_left or meaning == Full() else torch.bool
-    spec = replace(spec, upper_left=upper_left, mask=typed, from_start=q_start is not None)
+    typed = typed if added is None else torch.float32
+    spec = replace(spec, upper_left=upper_left, mask=typed, from_start=q_start is not None, softcap=softcap or None)
     allowed = partial(emit_mask, net, meaning, scores, q_start, key_mask, None)
     site = Attention(
         name=_site_name(net.node),
@@ -57,6 +68,7 @@ def convert_attention(
         scale=scale,
         spec=spec,
         allowed=allowed,
+        bias=added,
         keeps_a_key=keeps_a_key(meaning, spec),
         mask=mask,
     )
