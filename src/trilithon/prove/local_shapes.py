@@ -22,7 +22,7 @@ def created(node: Node, scope: Scope) -> Label:
     args = bound_arguments(node)
     fill = args.get("fill_value")
     if isinstance(fill, Node):
-        raise refuse(node, f"it is filled with {fill.name}, which is not a plain number")
+        raise refuse(node, f"it is filled with {fill.name}, which is known only at run time")
     return Label(_new_axes(node, scope), Source.CONSTANT)
 
 

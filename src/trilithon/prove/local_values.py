@@ -162,7 +162,7 @@ def scanned(node: Node, scope: Scope) -> Found:
     over = axes_named(node, label)
     if node.target is aten.cumsum.default and label.source is Source.CONSTANT and label.axes[over[0]] == (TOKENS,):
         return Label(label.axes, Source.POSITIONS)  # of equal numbers: each token's position + 1, times that number
-    check_free(node, label, over, "works along" if node.target in SORTS else "adds up or normalises")
+    check_free(node, label, over, "sorts" if node.target in SORTS else "adds up or normalises")
     value = node.meta["val"]
     return label if isinstance(value, torch.Tensor) else (label,) * len(value)
 

@@ -60,14 +60,15 @@ def token_labels(
             labels[node] = _input(node, inputs, sizes)
         elif node.op == "get_attr":
             labels[node] = _fixed(node, value, sizes)
-        elif node.target in ASSERTS:
-            _refuse_assertion(node, sizes)
         elif node.op == "output" or not _has_tensors(value):
             continue
         elif node.target is attention:
             labels[node] = _attention(node, scope)
         else:
             labels[node] = _result(node, scope)
+    for node in graph.nodes:
+        if node.target in ASSERTS:
+            _refuse_assertion(node, sizes)
     return labels
 
 
