@@ -23,7 +23,7 @@ from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.spec.codec import decode, encode, readable_classes
 
 MANIFEST = "trilithon.json"
-FORMAT = 1
+FORMAT = 2
 CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, runtime.Expected, runtime.ExpectedAxis)
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 HOW = "write one with trilithon compile MODEL --backend tensorrt --out FOLDER, or Compiled.save(FOLDER)"
@@ -159,6 +159,6 @@ def _decoder(
     if "refused" in cache:
         refused = cache["refused"]
         return CannotCache(refused["what"], why=refused["why"], todo=refused["todo"])
-    used: dict[str, Any] = {"prefill_padded": None} | {name: modules[name] for name in cache["modules"]}
+    used: dict[str, Any] = {name: modules[name] for name in cache["modules"]}
     shapes = list(decode(cache["shapes"], classes))
     return CachedDecoder(CachedModules(**used), shapes, max_tokens, cache["max_batch"], device, device.type == "cuda")

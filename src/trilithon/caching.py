@@ -19,7 +19,7 @@ from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.options import Options
 from trilithon.rewrite.fuse_attention import SITE
-from trilithon.rewrite.insert_cache import CacheShape, cache_shapes, insert_cache
+from trilithon.rewrite.insert_cache import CacheShape, Mode, cache_shapes, insert_cache
 from trilithon.rewrite.op import ATTENTION
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.verify import TOLERANCE, verify_decoder
@@ -48,7 +48,7 @@ def _make(
         if (assumption.table, assumption.kind) not in (("position_ids", "consecutive"), ("position_ids", "bounded")):
             return _no_cache(model, f"its masks were proved only if {assumption.text}")
     try:
-        kept = cache_shapes(program)
+        kept = cache_shapes(program, rings=False)
     except CannotCache as refusal:
         return refusal
 
@@ -87,16 +87,12 @@ def _build(
     options: Options,
     device: torch.device,
 ) -> CachedDecoder:
-    def lowered(name: str, *, step: bool, padded: bool) -> Callable[..., Any]:
-        inputs = cached_inputs(kept, max_tokens, options.max_batch, step=step, padded=padded)
-        gm = insert_cache(program, decode=step, padded=padded or step)
-        return lower_module(gm, backend, options, role="step" if step else "sequence", name=name, inputs=inputs)
+    def lowered(name: str, mode: Mode) -> Callable[..., Any]:
+        gm = insert_cache(program, mode, rings=False)
+        inputs = cached_inputs(gm, kept, max_tokens, options.max_batch, most_tokens=1 if mode == "step" else None)
+        return lower_module(gm, backend, options, role="step" if mode == "step" else "sequence", name=name, inputs=inputs)
 
-    modules = CachedModules(
-        prefill=lowered("prefill", step=False, padded=False),
-        prefill_padded=lowered("prefill_padded", step=False, padded=True) if options.max_batch > 1 else None,
-        decode=lowered("decode", step=True, padded=False),
-    )
+    modules = CachedModules(prefill=lowered("prefill", "prompt"), decode=lowered("decode", "step"))
     graphs = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
     return CachedDecoder(modules, kept, max_tokens, options.max_batch, device, graphs)
 
@@ -119,9 +115,9 @@ def _located(
         return error
     b, t = decoder.max_batch, decoder.cache_tokens
     ids = torch.arange(min(17, t), device=decoder.device).expand(b, -1) % 5
-    slots = torch.ones(b, t, dtype=torch.bool, device=decoder.device)
-    tensors = (ids, torch.arange(ids.shape[1], device=ids.device).expand(b, -1), decoder.start * 0, slots, *decoder.caches)
-    gm = insert_cache(program, decode=False, padded=False)
+    start = torch.zeros(b, dtype=torch.int64, device=decoder.device)
+    tensors = (ids, start, start + ids.shape[1], *decoder.caches)
+    gm = insert_cache(program, "prompt", rings=False)
     inputs = decoder.modules.prefill.engine.inputs
     found = first_diverging_site(gm, inputs, [x.contiguous() for x in tensors], options, TOLERANCE[decoder.shapes[0].dtype])
     site = next((n.meta.get(SITE) for n in gm.graph.nodes if found and n.name == found.node), None)

@@ -10,8 +10,16 @@ import torch
 import trilithon
 from models.configs import tiny
 from trilithon import Options, Verdict
+from zoo.families import FAMILIES
 
-CACHED = [("qwen2.5", "sdpa"), ("qwen3", "eager"), ("llama-3.2", "sdpa"), ("mistral", "sdpa"), ("mistral", "eager")]
+CACHED = [
+    ("qwen2.5", "sdpa"),
+    ("qwen3", "eager"),
+    ("llama-3.2", "sdpa"),
+    ("mistral", "sdpa"),
+    ("mistral", "eager"),
+    ("gpt2", "sdpa"),
+]
 
 
 @pytest.mark.parametrize(("name", "attention"), CACHED)
@@ -78,9 +86,10 @@ def test_minilm_with_real_weights() -> None:
         llm.generate(ids, max_new_tokens=3)
 
 
-def test_gpt2_says_why_it_has_no_cache() -> None:
-    model = tiny("gpt2")
+def test_lfm2_says_why_it_has_no_cache() -> None:
+    """Its convolutions run over tokens."""
+    model = FAMILIES["lfm2"].make()
     llm = trilithon.compile(model, max_tokens=32)
-    with pytest.raises(trilithon.CannotCache, match=r"pytorch_utils\.py:"):
+    with pytest.raises(trilithon.CannotCache, match=r"modeling_lfm2\.py:"):
         llm.generate(torch.ones(1, 4, dtype=torch.int64), max_new_tokens=2)
     assert any("no KV cache" in note for note in llm.report.notes)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from trilithon.rewrite.insert_cache import CacheShape
 
@@ -84,23 +85,23 @@ def _bounds(size: torch.SymInt, ranges: Mapping[str, tuple[int, int | None]]) ->
 
 
 def cached_inputs(
-    shapes: Iterable[CacheShape], cache_tokens: int, max_batch: int, *, step: bool, padded: bool
+    gm: GraphModule, shapes: Iterable[CacheShape], cache_tokens: int, max_batch: int, most_tokens: int | None = None
 ) -> tuple[Input, ...]:
     """The inputs of a module that `insert_cache` made.
 
     Args:
+        gm: the module.
         shapes: one entry a site.
-        cache_tokens: slots a row.
-        step: it takes one token a row, else a prompt.
-        padded: its `key_mask` is as long as the prompt, not as the cache.
+        cache_tokens: tokens a row that the cache is for.
+        most_tokens: tokens that a call brings at most (1 for a step); None = as many as the cache is for.
     """
-    batch, length = rows(max_batch), fixed(1) if step else tokens(cache_tokens)
-    ids = tuple(Input(name, torch.int64, (batch, length)) for name in ("input_ids", "position_ids"))
-    slots = length if padded else fixed(cache_tokens)
-    rest = (Input("start", torch.int64, ()), Input("key_mask", torch.bool, (batch, slots)))
-    caches = tuple(
-        Input(f"cache_{kind}_{i}", shape.dtype, (batch, fixed(shape.g), fixed(cache_tokens), fixed(width)))
+    batch, first = rows(max_batch), next(n for n in gm.graph.nodes if n.op == "placeholder")
+    length = fixed(1) if most_tokens == 1 else tokens(most_tokens or cache_tokens)
+    own = [Input(first.name, first.meta["val"].dtype, (batch, length))]
+    own += [Input(name, torch.int64, (batch,)) for name in ("start", "counts")]
+    caches = [
+        Input(f"cache_{kind}_{i}", shape.dtype, (batch, fixed(shape.g), fixed(shape.slots(cache_tokens)), fixed(width)))
         for i, shape in enumerate(shapes)
         for kind, width in (("k", shape.d), ("v", shape.e))
-    )
-    return (*ids, *rest, *caches)
+    ]
+    return (*own, *caches)

@@ -1,278 +1,169 @@
-"""Token locality: outside attention, is the value at token i computed from token i alone?
+"""Token locality: outside attention, is the value at token i of a row computed from that token alone?
 
-Each tensor gets a label: the axis that runs over tokens, or None when it has no such axis. A label means that
-element `[.., i, ..]` reads inputs at token i only. The table of operations is closed: what it does not list is
-refused, with the node and the user's line. Attention is the one place where tokens meet; there the masks' own
-proofs speak.
+Each tensor gets a label (`trilithon.prove.axes`): which axes run over batch rows and over tokens, and what its values
+are made of. A label means that the element at row r and token i reads constants, the position of token i, and inputs
+at row r and token i, and nothing else; above all neither another row nor the number of tokens. The table of operations
+is closed: what it does not list is refused, with the node and the user's line. Attention is the one place where tokens
+meet; there the masks' own proofs speak.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
-from torch.fx import Node
+from torch import Tensor
+from torch.fx import Graph, Node
 
-from trilithon.errors import CannotCache
-from trilithon.passes import bound_arguments, where_of
+from trilithon.prove.axes import ROWS, TOKENS, Found, Label, Scope, Sizes, Source, is_free, merged, refuse
+from trilithon.prove.local_rules import NAMED, RULES, SIZED
 
 aten = torch.ops.aten
-Label = int | None
-
-ELEMENTWISE = {
-    getattr(getattr(aten, name), overload)
-    for name, overloads in {
-        **dict.fromkeys(("add", "sub", "mul", "div"), ("Tensor", "Scalar")),
-        "pow": ("Tensor_Scalar",),
-        **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), ("Tensor", "Scalar")),
-        **dict.fromkeys(
-            ("neg", "rsqrt", "sqrt", "cos", "sin", "silu", "gelu", "tanh", "sigmoid", "relu", "exp", "erf"), ("default",)
-        ),
-        **dict.fromkeys(("reciprocal", "abs", "clone", "alias", "_to_copy", "contiguous", "maximum", "minimum"), ("default",)),
-        "to": ("dtype",),
-        "where": ("self",),
-        "bitwise_not": ("default",),
-        "detach": ("default",),
-        "dropout": ("default",),
-    }.items()
-    for overload in overloads
-}
+ASSERTS = {aten._assert_scalar.default, aten.sym_constrain_range_for_size.default, aten.sym_constrain_range.default}
 
 
-def token_axes(program: ExportedProgram, tokens: Mapping[str, int], attention: Any) -> dict[Node, Label]:
-    """The token axis of every tensor in the program.
+@dataclass(frozen=True)
+class TokenInputs:
+    """The inputs of a causal token model.
+
+    Attributes:
+        tokens: name of the integer input `[b s]`.
+        positions: name of the input that holds each token's position, `[b s]`, `[1 s]` or `[s]`, or None.
+    """
+
+    tokens: str
+    positions: str | None
+
+
+def token_labels(
+    graph: Graph, inputs: TokenInputs, sizes: Sizes, attention: Any, value_of: Callable[[Node], Tensor | None]
+) -> dict[Node, Found]:
+    """The label of every tensor in an unlifted program; of an operation with several results a tuple of labels.
 
     Args:
-        program: functional, its attention canonical.
-        tokens: input -> its token axis, e.g. `{"input_ids": 1, "position_ids": 1}`.
+        graph: functional, its attention canonical, its weights attributes.
+        inputs: the placeholders.
+        sizes: the symbols of rows and tokens.
         attention: the canonical attention op; its operands are `[b h s d]`.
+        value_of: the tensor that an attribute holds.
 
     Raises:
-        CannotCache: a node mixes tokens, depends on the number of tokens, or is not modelled.
+        CannotCache: a node mixes tokens or rows, depends on how many there are, or is not modelled.
     """
-    labels: dict[Node, Label] = {}
-    inputs = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-    symbols = set().union(*(_symbols(inputs[name].meta["val"].shape[axis]) for name, axis in tokens.items()))
-    for node in program.graph.nodes:
-        _refuse_length(node, labels, symbols)
+    labels: dict[Node, Found] = {}
+    scope = Scope(labels, sizes, value_of)
+    for node in graph.nodes:
+        value = node.meta.get("val")
         if node.op == "placeholder":
-            labels[node] = tokens.get(node.name)
-        elif node.op == "output" or not isinstance(node.meta.get("val"), torch.Tensor):
-            _check_sizes(node)
+            labels[node] = _input(node, inputs, sizes)
+        elif node.op == "get_attr":
+            labels[node] = _fixed(node, value, sizes)
+        elif node.op == "output" or not _has_tensors(value):
+            continue
         elif node.target is attention:
-            labels[node] = _attention(node, labels)
+            labels[node] = _attention(node, scope)
         else:
-            labels[node] = _transfer(node, labels)
+            labels[node] = _result(node, scope)
+    for node in graph.nodes:
+        if node.target in ASSERTS:
+            _refuse_assertion(node, sizes)
     return labels
 
 
-def refuse(node: Node, why: str) -> CannotCache:
-    return CannotCache(
-        "cannot insert a KV cache",
-        where=where_of(node),
-        why=why,
-        todo="call it for its logits instead of generate; this model has no cache yet",
-    )
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, (Tensor, list, tuple))
 
 
-def _check_sizes(node: Node) -> None:
-    """Sizes and assertions about them make no values; a list of tensors would."""
-    if node.op != "output" and isinstance(node.meta.get("val"), (list, tuple)):
-        raise refuse(node, f"{node.target} is not modelled")
+def _input(node: Node, inputs: TokenInputs, sizes: Sizes) -> Label:
+    axes = tuple(sizes.axis(size) for size in node.meta["val"].shape)
+    own = (ROWS,) if sizes.rows is not None else ()
+    if node.name == inputs.tokens and axes == (own, (TOKENS,)):
+        return Label((own, (TOKENS,)), Source.TOKENS)
+    if node.name == inputs.positions and axes in ((own, (TOKENS,)), ((), (TOKENS,)), ((TOKENS,),)):
+        return Label(axes, Source.POSITIONS)
+    raise refuse(node, f"the input {node.name} of shape {list(node.meta['val'].shape)} does not run over rows and tokens")
 
 
-def _attention(node: Node, labels: Mapping[Node, Label]) -> Label:
-    if any(labels[x] != 2 for x in node.args[:3]):  # type: ignore[index]
-        raise refuse(node, "its queries, keys or values do not run over tokens on axis 2")
-    return 2
+def _fixed(node: Node, value: Any, sizes: Sizes) -> Found:
+    """The label of what depends on nothing."""
+    if isinstance(value, Tensor):
+        axes = [sizes.axis(size) for size in value.shape]
+        if any(axis is None or not is_free(axis) for axis in axes):
+            raise refuse(node, "its shape depends on the number of tokens or rows")
+        return Label(tuple(merged(axis or ()) for axis in axes), Source.CONSTANT)
+    labels = [_fixed(node, part, sizes) for part in value]
+    return tuple(label for label in labels if isinstance(label, Label))
 
 
-def _transfer(node: Node, labels: Mapping[Node, Label]) -> Label:
-    operands = [x for x in node.all_input_nodes if isinstance(x.meta.get("val"), torch.Tensor)]
-    if not any(labels[x] is not None for x in operands):
-        return None
-    if node.target in ELEMENTWISE:
-        return _elementwise(node, operands, labels)
-    rule = RULES.get(node.target)
+def _refuse_assertion(node: Node, sizes: Sizes) -> None:
+    """An assertion about the number of tokens holds for the lengths that were exported, and a step has one token."""
+    for x in node.args:
+        held = x.meta.get("val") if isinstance(x, Node) else x
+        if TOKENS in sizes.depends(held):
+            raise refuse(node, f"the program asserts {held} of the number of tokens, which a cached step need not meet")
+
+
+def _result(node: Node, scope: Scope) -> Found:
+    operands = [x for x in node.all_input_nodes if x in scope.labels]
+    numbers: set[Any] = set()
+    if node.target not in SIZED:
+        for x in node.all_input_nodes:
+            numbers |= scope.sizes.depends(x.meta.get("val")) if x not in scope.labels else set()
+    if numbers:
+        what = "tokens" if TOKENS in numbers else "rows"
+        raise refuse(node, f"{node.target} makes values from the number of {what}, not from positions")
+    if _is_constant(node, operands, scope):
+        return _fixed(node, node.meta["val"], scope.sizes)
+    rule = RULES.get(node.target) or NAMED.get(str(node.target))
     if rule is None:
         raise refuse(node, f"{node.target} is not known to keep tokens apart")
-    return rule(node, labels)
+    return _checked(node, rule(node, scope))
 
 
-def _symbols(size: Any) -> set[Any]:
-    """The size symbols of a number; a float or a condition may be made of sizes too."""
-    symbolic = isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool))
-    return set(size.node.expr.free_symbols) if symbolic else set()
-
-
-def _refuse_length(node: Node, labels: Mapping[Node, Label], symbols: set[Any]) -> None:
-    """A value must not come from the number of tokens, as an arange's does: in a cache that number is another."""
-    if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
-        return
-    if node.target in RESHAPES and not _starts_at_length(node, symbols):
-        return
-    for x in node.all_input_nodes:
-        held = x.meta.get("val")
-        sizes = held.shape if isinstance(held, torch.Tensor) and labels[x] is None else [held]
-        if any(_symbols(size) & symbols for size in sizes):
-            raise refuse(node, f"{node.target} makes values from the number of tokens, not from position_ids")
-
-
-def _starts_at_length(node: Node, symbols: set[Any]) -> bool:
-    """Is it a slice whose first element depends on the number of tokens, or that steps by it?"""
-    if node.target is not aten.slice.Tensor:
-        return False
-    args = bound_arguments(node)
-    bounds = [x.meta.get("val") if isinstance(x, Node) else x for x in (args["start"], args["step"])]
-    return any(_symbols(x) & symbols for x in bounds)
-
-
-def _elementwise(node: Node, operands: list[Node], labels: Mapping[Node, Label]) -> Label:
-    rank = node.meta["val"].dim()
-    axes: set[int] = {rank - x.meta["val"].dim() + own for x in operands if (own := labels[x]) is not None}
-    if len(axes) != 1:
-        raise refuse(node, "it combines different tokens")
-    (axis,) = axes
+def _is_constant(node: Node, operands: list[Node], scope: Scope) -> bool:
+    """Does the node depend on nothing but weights and numbers? Then it may be any deterministic operation."""
     for x in operands:
-        own = axis - (rank - x.meta["val"].dim())
-        if labels[x] is None and own >= 0 and str(x.meta["val"].shape[own]) != "1":
-            raise refuse(node, f"{x.name} varies along the tokens but does not come from them")
-    return axis
+        found = scope.labels[x]
+        if not all(label.is_fixed for label in (found if isinstance(found, tuple) else (found,))):
+            return False
+    symbols = set[Any]()
+    for x in node.all_input_nodes:
+        if x not in scope.labels:
+            symbols |= scope.sizes.depends(x.meta.get("val"))
+    is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return not symbols and not is_random
 
 
-def _same_axis(node: Node, labels: Mapping[Node, Label]) -> Label:
-    """Operations over the last axis (or listed axes) that must not be the token axis."""
-    args = bound_arguments(node)
-    source: Any = args.get("self", args.get("input"))
-    axis, rank = labels[source], source.meta["val"].dim()
-    dims = args.get("dim", -1)
-    if "normalized_shape" in args:
-        dims = list(range(-len(args["normalized_shape"]), 0))
-    over = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims]) if d is not None}
-    if axis is None or axis in over or not over:  # no axis named: all of them
-        raise refuse(node, "it reduces over tokens")
-    removed = sum(d < axis for d in over) if node.target is aten.mean.dim and not args["keepdim"] else 0
-    return axis - removed
+def _checked(node: Node, found: Found) -> Found:
+    """Every result may run once over rows and once over tokens."""
+    for label in found if isinstance(found, tuple) else (found,):
+        if label.factors.count(TOKENS) > 1:
+            raise refuse(node, "it combines different tokens")
+        if label.factors.count(ROWS) > 1:
+            raise refuse(node, "it combines different rows of the batch")
+        if label.last and TOKENS in label.factors:
+            raise refuse(node, "it gives the last token's value to other tokens")
+    return found
 
 
-def _linear(node: Node, labels: Mapping[Node, Label]) -> Label:
-    args = bound_arguments(node)
-    x, w = args["input"], args["weight"]
-    axis = labels[x]
-    if labels[w] is not None or axis is None or axis == x.meta["val"].dim() - 1:
-        raise refuse(node, "it multiplies along tokens")
-    return axis
+def _attention(node: Node, scope: Scope) -> Label:
+    """Queries, keys and values are `[b h s d]`; what else the op takes must be constant."""
+    own = (ROWS,) if scope.sizes.rows is not None else ()
+    operands = [scope.label(x) for x in node.args[:3]]
+    for x, label in zip(("queries", "keys", "values"), operands, strict=True):
+        is_split = len(label.axes) == 4 and (label.axes[0], label.axes[2]) == (own, (TOKENS,))
+        if not is_split or not is_free(label.axes[1], label.axes[3]) or label.last or label.order or label.role:
+            raise refuse(node, f"its {x} do not run over rows on axis 0 and tokens on axis 2")
+    for other in node.all_input_nodes:
+        if other not in node.args[:3] and not (other in scope.labels and scope.label(other).is_fixed):
+            raise refuse(node, f"it reads {other.name}, which is not a constant")
+    q, _, v = operands
+    return Label((*q.axes[:3], v.axes[3]), Source.TOKENS)
 
 
-def _embedding(node: Node, labels: Mapping[Node, Label]) -> Label:
-    if labels[node.args[0]] is not None:  # type: ignore[index]
-        raise refuse(node, "it looks tokens up by number")
-    return labels[node.args[1]]  # type: ignore[index]
-
-
-def _view(node: Node, labels: Mapping[Node, Label]) -> Label:
-    source: Any = node.args[0]
-    old, new, axis = source.meta["val"].shape, node.meta["val"].shape, labels[source]
-    assert axis is not None
-    before: Any = 1
-    for size in old[:axis]:
-        before = before * size
-    product: Any = 1
-    for j, size in enumerate(new):
-        if str(size) == str(old[axis]) and str(product) == str(before):
-            return j
-        product = product * size
-    raise refuse(node, "it merges tokens with another axis")
-
-
-def _unsqueeze(node: Node, labels: Mapping[Node, Label]) -> Label:
-    source: Any = node.args[0]
-    dim = bound_arguments(node)["dim"] % (source.meta["val"].dim() + 1)
-    axis = labels[source]
-    assert axis is not None
-    return axis + int(dim <= axis)
-
-
-def _transpose(node: Node, labels: Mapping[Node, Label]) -> Label:
-    source: Any = node.args[0]
-    rank = source.meta["val"].dim()
-    args = bound_arguments(node)
-    a, b, axis = args["dim0"] % rank, args["dim1"] % rank, labels[source]
-    return b if axis == a else a if axis == b else axis
-
-
-def _permute(node: Node, labels: Mapping[Node, Label]) -> Label:
-    source: Any = node.args[0]
-    order = [d % source.meta["val"].dim() for d in bound_arguments(node)["dims"]]
-    return order.index(labels[source])
-
-
-def _expand(node: Node, labels: Mapping[Node, Label]) -> Label:
-    source: Any = node.args[0]
-    axis = labels[source]
-    assert axis is not None
-    added: int = node.meta["val"].dim() - source.meta["val"].dim()
-    return axis + added
-
-
-def _off_axis(node: Node, labels: Mapping[Node, Label]) -> Label:
-    """slice, split: fine on any axis but the tokens'."""
-    source: Any = node.args[0]
-    dim = bound_arguments(node)["dim"] % source.meta["val"].dim()
-    if dim == labels[source]:
-        raise refuse(node, "it selects tokens")
-    return labels[source]
-
-
-def _cat(node: Node, labels: Mapping[Node, Label]) -> Label:
-    parts: Any = node.args[0]
-    axes = {labels[x] for x in parts}
-    dim = bound_arguments(node)["dim"] % node.meta["val"].dim()
-    if len(axes) != 1 or dim in axes:
-        raise refuse(node, "it joins tokens")
-    return axes.pop()
-
-
-def _matmul(node: Node, labels: Mapping[Node, Label]) -> Label:
-    """Tokens may be rows of the left factor or columns of the right one, never what is summed over."""
-    a: Any = node.args[0]
-    b: Any = node.args[1]
-    rank: int = node.meta["val"].dim()
-    left, right = labels[a], labels[b]
-    if min(a.meta["val"].dim(), b.meta["val"].dim()) < 2:
-        raise refuse(node, "it multiplies with a vector, which is not modelled")
-    if right is None and left == a.meta["val"].dim() - 2:
-        return rank - 2
-    if left is None and right == b.meta["val"].dim() - 1:
-        return rank - 1
-    raise refuse(node, "it multiplies along tokens")
-
-
-RESHAPES = {
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.expand.default,
-    aten.slice.Tensor,
-}
-RULES: dict[Any, Callable[[Node, Mapping[Node, Label]], Label]] = {
-    aten.mean.dim: _same_axis,
-    aten.softmax.int: _same_axis,
-    aten.layer_norm.default: _same_axis,
-    aten.rms_norm.default: _same_axis,
-    aten.linear.default: _linear,
-    aten.matmul.default: _matmul,
-    aten.bmm.default: _matmul,
-    aten.embedding.default: _embedding,
-    aten.view.default: _view,
-    aten.reshape.default: _view,
-    aten._unsafe_view.default: _view,
-    aten.unsqueeze.default: _unsqueeze,
-    aten.transpose.int: _transpose,
-    aten.permute.default: _permute,
-    aten.expand.default: _expand,
-    aten.slice.Tensor: _off_axis,
-    aten.cat.default: _cat,
-}
+def source_of(labels: Mapping[Node, Found], node: Node) -> Source | None:
+    """What a node's value is made of, where it has one label."""
+    found = labels.get(node)
+    return found.source if isinstance(found, Label) else None

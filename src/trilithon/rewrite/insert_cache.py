@@ -2,184 +2,216 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from trilithon.errors import CannotCache
-from trilithon.passes import Outcome
-from trilithon.prove.locality import refuse, token_axes
-from trilithon.rewrite.op import ATTENTION
-from trilithon.rewrite.unlift import input_names, unlift
-from trilithon.spec.masks import Causal, Chunked, Padding, SlidingWindow, conjunction, parse, parts
+from trilithon.prove.axes import ROWS, TOKENS, refuse
+from trilithon.rewrite.cache_ops import real_positions, slot_positions, token_positions, write_cache
+from trilithon.rewrite.give_logits import give_logits
+from trilithon.rewrite.row_positions import RowPositions
+from trilithon.rewrite.token_model import TokenModel, mask_window, token_model
 
 aten = torch.ops.aten
-TOKEN_INPUTS = {"input_ids": 1, "position_ids": 1}
+Mode = Literal["prompt", "step", "extend"]
+SPARE = 15  # slots of a ring beyond its window: tokens that one call may bring beside the first, and that may be taken back
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What one attention site keeps for a token: `g` heads of `d` (keys) and `e` (values) numbers."""
+    """What one attention site keeps for a token: `g` heads of `d` (keys) and `e` (values) numbers.
+
+    Attributes:
+        window: the keys that a query sees at most, where the site keeps a ring of them; None = every position has a slot.
+    """
 
     g: int
     d: int
     e: int
     dtype: torch.dtype
+    window: int | None = None
+
+    def slots(self, cache_tokens: int) -> int:
+        """Slots a row, of a cache for so many tokens."""
+        return cache_tokens if self.window is None else min(self.window + SPARE, cache_tokens)
 
 
-def cache_shapes(program: ExportedProgram) -> list[CacheShape]:
-    """Show that a cache is sound, and what it must hold.
+def cache_shapes(program: ExportedProgram, *, rings: bool = True) -> list[CacheShape]:
+    """Show that a cache is sound (see `token_model`), and what each site must keep.
 
-    Sound means: outside attention every value at token i depends on token i alone, and at each attention the
-    proved mask lets query i see no key after it. Then tokens that are already in the cache never change.
+    Args:
+        program: its proved attention canonical.
+        rings: a site whose mask is a window or chunks keeps only what its queries can see.
 
     Raises:
         CannotCache: the program's inputs, a node or a site stands in the way.
     """
-    names = input_names(program)
-    if set(names) != set(TOKEN_INPUTS):
-        raise CannotCache(
-            "cannot insert a KV cache",
-            why=f"the program takes {', '.join(names)}; a cache needs exactly input_ids and position_ids",
-            todo="export a causal LM with input_ids and position_ids",
-        )
-    _refuse_fixed_length(program)
-    labels = token_axes(program, TOKEN_INPUTS, ATTENTION)
-    outputs = [n for n in program.graph.output_node().args[0] if isinstance(n, Node)]
-    if len(outputs) != 1 or labels[outputs[0]] != 1:
-        raise refuse(outputs[0], "the program must give one output [b s v], logits that run over tokens")
-    sites = [n for n in program.graph.nodes if n.target is ATTENTION]
-    unproved = [n for n in program.graph.nodes if "scaled_dot_product" in str(n.target)]
-    if unproved or not sites:
-        raise refuse((unproved or outputs)[0], "the mask of this attention is not proved causal")
-    return [_cache_shape(node) for node in sites]
+    return [_cache_shape(site, rings) for site in token_model(program).sites]
 
 
-def _refuse_fixed_length(program: ExportedProgram) -> None:
-    """Prefill and decode run the program at other lengths than the example's."""
-    for node in program.graph.nodes:
-        if node.name in TOKEN_INPUTS and isinstance(node.meta["val"].shape[TOKEN_INPUTS[node.name]], int):
-            raise refuse(node, "the number of tokens is fixed: export it with a dynamic token axis")
-
-
-def _cache_shape(node: Node) -> CacheShape:
-    _, k, v, mask = node.args[:4]
-    kinds = parts(parse(str(mask)))
-    if not any(isinstance(p, (Causal, SlidingWindow)) for p in kinds) or any(isinstance(p, Padding) for p in kinds):
-        raise refuse(node, f"its mask is {mask}, not causal: a query would see later tokens")
-    if any(isinstance(p, Chunked) for p in kinds):
-        raise refuse(node, f"its mask is {mask}: chunks are counted from a row's first token, and padding moves that")
-    if any(node.args[8:9]):
-        raise refuse(node, "its scores carry a bias by position, and padding moves positions")
+def _cache_shape(node: Node, rings: bool) -> CacheShape:
+    _, k, v = node.args[:3]
     (_, g, _, d), (_, _, _, e) = k.meta["val"].shape, v.meta["val"].shape  # type: ignore[union-attr]
-    return CacheShape(int(g), int(d), int(e), k.meta["val"].dtype)  # type: ignore[union-attr]
+    if not all(isinstance(size, int) for size in (g, d, e)):
+        raise refuse(node, "the number or the width of its heads is known only at run time")
+    return CacheShape(g, d, e, k.meta["val"].dtype, mask_window(node) if rings else None)  # type: ignore[union-attr]
 
 
-def insert_cache(program: ExportedProgram, *, decode: bool, padded: bool) -> GraphModule:
-    """The program over a cache: `(input_ids, position_ids, start, key_mask, *caches) -> logits [b 1 v]` of the last token.
+def insert_cache(program: ExportedProgram, mode: Mode, *, all_logits: bool = False, rings: bool = True) -> GraphModule:
+    """The program over a cache: `(tokens, start, counts, cache_k_0, cache_v_0, ...) -> logits`.
 
     Args:
         program: canonical, and accepted by `cache_shapes`.
-        decode: True: attend over the cache, any number of tokens at any `start`. False: the prompt, from an empty
-            cache; attention reads the fresh keys only.
-        padded: rows have left padding; decode always takes it.
+        mode: "prompt": from an empty cache (`start` is 0); attention reads the fresh keys. "step": one token a row.
+            "extend": any number of tokens at any start.
+        all_logits: logits `[b s v]` of every token, else `[b 1 v]` of the last real one of each row.
+        rings: as given to `cache_shapes`.
 
-    The module's inputs: `input_ids, position_ids [b s]` int64; `start []` int64, tokens in the cache before; `key_mask`
-    bool `[b t]`, slots that hold a token of the row; then for each site its key and value cache `[b g t d]`, `[b g t e]`,
-    written in place at slots `start .. start + s - 1`.
+    The module's inputs: the tokens `[b s]` int64, under the name that the program has for them; `start [b]` int64:
+    tokens in the cache of each row before; `counts [b]` int64, 1 to s: how many of the tokens at hand are real, from
+    the left; and for each site its `cache_k_i [b g slots d]` and `cache_v_i [b g slots e]`, which are written in place.
+    The token at position p of a row is kept in slot `p % slots`. Padding stands behind all real tokens of its row, so
+    that the causal mask hides it, and leaves no trace.
+
+    Raises:
+        CannotCache: as `cache_shapes`; or all logits are asked of a program that gives those of the last token.
     """
-    gm = unlift(program)
-    UseStaticCache(decode=decode, padded=padded)(gm)
-    LastTokenOnly()(gm)
-    gm.graph.lint()
-    gm.recompile()
-    return gm
+    model = token_model(program)
+    inputs = _inputs(model, mode)
+    _place_tokens(model, inputs)
+    use = _UseCache(model.gm, inputs, mode)
+    for site, (key, value) in zip(model.sites, inputs.caches, strict=True):
+        use.rewrite(site, key, value, _cache_shape(site, rings).window)
+    give_logits(model, inputs.counts, all_logits=all_logits, one_token=mode == "step")
+    model.gm.graph.eliminate_dead_code()
+    _drop_positions(model)
+    model.gm.graph.lint()
+    model.gm.recompile()
+    return model.gm
 
 
 @dataclass(frozen=True)
-class UseStaticCache:
-    """Write K and V of each site into its cache; in decode, attend over the cache.
+class _Inputs:
+    """The new inputs, and what is made of them at the head of the graph."""
 
-    %o = attention(%q, %k, %v, "causal")   =>   %keys = index_copy_(%cache_k, 2, %slots, %k)
-                                                %values = index_copy_(%cache_v, 2, %slots, %v)
-                                                %o = attention(%q, %keys, %values,
-                                                               "causal & padding(slots)", ..., %start, %key_mask)
-
-    It reads what the write returns, not the cache, so that no pass can put the attention before the write.
-    """
-
-    decode: bool
-    padded: bool
-    name: ClassVar[str] = "use-static-cache"
-
-    def __call__(self, gm: GraphModule) -> Outcome:
-        graph = gm.graph
-        last = [n for n in graph.nodes if n.op == "placeholder"][-1]
-        ids = next(n for n in graph.nodes if n.op == "placeholder" and n.name == "input_ids")
-        with graph.inserting_after(last):
-            start = graph.placeholder("start")
-        with graph.inserting_after(start):
-            key_mask = graph.placeholder("key_mask")
-        tail = key_mask
-        sites = [n for n in graph.nodes if n.target is ATTENTION]
-        caches: list[tuple[Node, Node]] = []
-        for i in range(len(sites)):
-            with graph.inserting_after(tail):
-                key = graph.placeholder(f"cache_k_{i}")
-            with graph.inserting_after(key):
-                tail = graph.placeholder(f"cache_v_{i}")
-            caches.append((key, tail))
-        with graph.inserting_after(tail):
-            tokens = graph.call_function(aten.sym_size.int, (ids, 1))
-        with graph.inserting_after(tokens):
-            slots = graph.call_function(_slots, (start, tokens))
-        for node, (key, value) in zip(sites, caches, strict=True):
-            self._use(gm, node, key, value, start, slots, key_mask)
-        return Outcome(len(sites))
-
-    def _use(self, gm: GraphModule, node: Node, key: Node, value: Node, start: Node, slots: Node, key_mask: Node) -> None:
-        q, k, v, mask, scale = node.args[:5]
-        with gm.graph.inserting_before(node):
-            keys = gm.graph.call_function(aten.index_copy_.default, (key, 2, slots, k))
-            values = gm.graph.call_function(aten.index_copy_.default, (value, 2, slots, v))
-        if self.decode:
-            text = str(conjunction((parse(str(mask)), Padding("slots", "bool"))))
-            node.args = (q, keys, values, text, scale, start, key_mask, *node.args[7:])
-        elif self.padded:
-            text = str(conjunction((parse(str(mask)), Padding("slots", "bool"))))
-            node.args = (q, k, v, text, scale, None, key_mask, *node.args[7:])
+    tokens: Node
+    start: Node
+    counts: Node
+    caches: list[tuple[Node, Node]]
+    size: Node  # how many tokens are at hand
+    rows: Node
+    end: Node  # start + counts
+    positions: Node  # [b s], padding included
+    inside: Node  # the same, of padding that of the last real token
 
 
-def _slots(start: Any, tokens: int) -> Any:
-    """The cache slots of the tokens at hand: `start .. start + tokens - 1`."""
-    return start + torch.arange(tokens, device=start.device)
+def _inputs(model: TokenModel, mode: Mode) -> _Inputs:
+    graph = model.gm.graph
+    tokens = next(n for n in graph.nodes if n.op == "placeholder" and n.name == model.inputs.tokens)
+    last = [n for n in graph.nodes if n.op == "placeholder"][-1]
+    names = ["start", "counts", *(f"cache_{kind}_{i}" for i in range(len(model.sites)) for kind in "kv")]
+    made: list[Node] = []
+    for name in names:
+        with graph.inserting_after(made[-1] if made else last):
+            made.append(graph.placeholder(name))
+    start, counts, *caches = made
+    with graph.inserting_before(_first_operation(model.gm)):
+        size = graph.call_function(aten.sym_size.int, (tokens, 1))
+        rows = graph.call_function(aten.sym_size.int, (tokens, 0))
+        rows.meta["val"], size.meta["val"] = tokens.meta["val"].shape
+        end = graph.call_function(aten.add.Tensor, (start, counts))
+        positions = graph.call_function(token_positions, (start, size))
+        inside = positions
+        if mode != "step":
+            inside = graph.call_function(real_positions, (positions, start, counts))
+    pairs = list(zip(caches[::2], caches[1::2], strict=True))
+    return _Inputs(tokens, start, counts, pairs, size, rows, end, positions, inside)
+
+
+def _first_operation(gm: GraphModule) -> Node:
+    first: Node = next(n for n in gm.graph.nodes if n.op not in ("placeholder", "get_attr"))
+    return first
+
+
+def _place_tokens(model: TokenModel, inputs: _Inputs) -> None:
+    """Every value made of positions is made of each row's own; sizes are those of the tokens at hand."""
+    graph = model.gm.graph
+    held = [n for n in graph.nodes if n.op == "placeholder" and n.name == model.inputs.positions]
+    made = RowPositions(graph, model.labels, inputs.inside, None if model.sizes.rows is None else inputs.rows)
+    own = {inputs.size, inputs.rows}
+    for node in list(graph.nodes):
+        if node.target is aten.sym_size.int and node not in own:
+            found = model.sizes.axis(node.meta["val"])
+            if found in ((ROWS,), (TOKENS,)):
+                node.replace_all_uses_with(inputs.rows if found == (ROWS,) else inputs.size)
+    for node in held:
+        with graph.inserting_after(inputs.inside):
+            made.take_input(node)
+    for node in list(graph.nodes):
+        if node in model.labels:
+            made.rewrite(node)
+
+
+def _drop_positions(model: TokenModel) -> None:
+    for node in model.gm.graph.find_nodes(op="placeholder", target=model.inputs.positions or ""):
+        if node.users:
+            raise refuse(next(iter(node.users)), f"positions of a row cannot take the place of {node.name}")
+        model.gm.graph.erase_node(node)
 
 
 @dataclass(frozen=True)
-class LastTokenOnly:
-    """Compute logits of the last token only: nothing else of them is used.
+class _UseCache:
+    """Write K and V of a site into its cache, and attend over what its queries can see.
 
-    %logits = linear(%x, %w)   =>   %last = slice(%x, 1, -1, max)
-                                    %logits = linear(%last, %w)
+    %o = attention(%q, %k, %v, "causal")   =>   %keys = write_cache(%cache_k, %k, %start, %counts)
+                                                %values = write_cache(%cache_v, %v, %start, %counts)
+                                                %o = attention(%q, %keys, %values, "causal", .., %start)
+
+    It reads what the write returns, not the cache, so that no pass can put the attention before the write. In a prompt
+    it reads `%k` and `%v`; over a ring, several tokens read the ring as it was and themselves, and are written after.
     """
 
-    name: ClassVar[str] = "last-token-only"
+    gm: GraphModule
+    inputs: _Inputs
+    mode: Mode
+    held: dict[int, Node] = field(default_factory=dict)  # window -> positions of the keys of its rings
 
-    def __call__(self, gm: GraphModule) -> Outcome:
-        output = gm.graph.output_node()
-        logits: Any = output.args[0]
-        head: Any = logits
-        while head.target in (aten.alias.default, aten.clone.default, aten._to_copy.default) and len(head.users) == 1:
-            head = head.args[0]
-        if head.target is aten.linear.default and len(head.users) == 1:
-            with gm.graph.inserting_before(head):
-                last = gm.graph.call_function(aten.slice.Tensor, (head.args[0], 1, -1, (1 << 63) - 1))
-            head.args = (last, *head.args[1:])
-        else:
-            with gm.graph.inserting_before(output):
-                last = gm.graph.call_function(aten.slice.Tensor, (logits, 1, -1, (1 << 63) - 1))
-            output.args = (last,)
-        return Outcome(1)
+    def rewrite(self, node: Node, key: Node, value: Node, window: int | None) -> None:
+        """One site; `window` where its cache is a ring."""
+        k, v = node.args[1:3]
+        graph, inputs = self.gm.graph, self.inputs
+        is_late = self.mode == "prompt" or (self.mode == "extend" and window is not None)
+        with graph.inserting_before(node):
+            keys, values, positions = k, v, None
+            if not is_late:
+                keys, values = self._write(key, k), self._write(value, v)
+                positions = None if window is None else self._held(window, key)
+            elif self.mode == "extend":
+                keys, values = (graph.call_function(aten.cat.default, ([c, x], 2)) for c, x in ((key, k), (value, v)))
+                positions = None if window is None else self._held(window, key)
+        start = None if self.mode == "prompt" else inputs.start
+        rest = node.args[8:] if len(node.args) > 8 or positions is None else ()
+        own = (positions,) if positions is not None or rest else ()
+        node.args = (node.args[0], keys, values, *node.args[3:5], start, None, *own, *rest)
+        if is_late:
+            with graph.inserting_after(node):
+                late = self._write(value, v)
+            with graph.inserting_before(late):
+                self._write(key, k)
+
+    def _write(self, cache: Any, x: Any) -> Node:
+        return self.gm.graph.call_function(write_cache, (cache, x, self.inputs.start, self.inputs.counts))
+
+    def _held(self, window: int, cache: Node) -> Node:
+        """Positions of the keys of a ring: after the write of one token, or before that of several and then theirs."""
+        if window not in self.held:
+            graph, inputs = self.gm.graph, self.inputs
+            slots = graph.call_function(aten.sym_size.int, (cache, 2))
+            found = graph.call_function(slot_positions, (inputs.end if self.mode == "step" else inputs.start, slots))
+            if self.mode == "extend":
+                found = graph.call_function(aten.cat.default, ([found, inputs.positions], 1))
+            self.held[window] = found
+        return self.held[window]

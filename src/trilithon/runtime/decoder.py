@@ -17,13 +17,9 @@ Module = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class CachedModules:
-    """The programs that `insert_cache` makes, lowered; each takes `(ids, positions, start, key_mask, *caches)`.
-
-    `prefill_padded` is for rows of unlike lengths; None where the cache holds one row.
-    """
+    """The programs that `insert_cache` makes, lowered; each takes `(tokens, start, counts, *caches)`."""
 
     prefill: Module
-    prefill_padded: Module | None
     decode: Module
 
 
@@ -32,8 +28,8 @@ class _Step:
     """What a decode step of one batch size works on; the addresses stay, so that a CUDA graph can replay it."""
 
     tokens: Tensor
-    positions: Tensor
-    key_mask: Tensor
+    start: Tensor
+    counts: Tensor
     logits: Tensor | None = None
     graph: Any = None
 
@@ -58,17 +54,16 @@ class CachedDecoder:
     device: torch.device
     cuda_graphs: bool = False
     caches: list[Tensor] = field(init=False)
-    start: Tensor = field(init=False)
     _steps: dict[int, _Step] = field(init=False, default_factory=dict)
     _used: int = field(init=False, default=0)
     _batch: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         def zeros(shape: CacheShape, width: int) -> Tensor:
-            return torch.zeros(self.max_batch, shape.g, self.cache_tokens, width, dtype=shape.dtype, device=self.device)
+            slots = shape.slots(self.cache_tokens)
+            return torch.zeros(self.max_batch, shape.g, slots, width, dtype=shape.dtype, device=self.device)
 
         self.caches = [zeros(shape, width) for shape in self.shapes for width in (shape.d, shape.e)]
-        self.start = torch.zeros((), dtype=torch.int64, device=self.device)
 
     @property
     def cache_bytes(self) -> int:
@@ -94,22 +89,17 @@ class CachedDecoder:
                 f"{b} rows do not fit a cache of {self.max_batch}",
                 todo=f"compile with Options(max_batch={b})",
             )
-        pads = pad.tolist()
-        shared = min(pads)
-        input_ids, pad, s = input_ids[:, shared:], pad - shared, s - shared
-        self._check_room(s, already=0)
+        shared = int(pad.min())
+        width = s - shared
+        self._check_room(width, already=0)
         step = self._step(b)
-        column = torch.arange(self.cache_tokens, device=self.device)
-        step.key_mask.copy_(column >= pad[:, None])
-        step.positions.copy_((s - pad)[:, None])
-        positions = (column[:s] - pad[:, None]).clamp_min(0)
-        module = self.modules.prefill_padded if max(pads) > shared else self.modules.prefill
-        assert module is not None  # one row has no padding of its own
-        key_mask = step.key_mask[:, :s] if module is self.modules.prefill_padded else step.key_mask
-        self.start.zero_()
-        logits = module(input_ids, positions, self.start, key_mask, *self._rows(b))
-        self.start.fill_(s)
-        self._used, self._batch = s, b
+        index = torch.arange(width, device=self.device) + pad[:, None]
+        tokens = input_ids.gather(1, index.clamp_max(s - 1))  # padding comes to the right, where no token sees it
+        step.start.zero_()
+        counts = s - pad
+        logits = self.modules.prefill(tokens, step.start, counts, *self._rows(b))
+        step.start.copy_(counts)
+        self._used, self._batch = width, b
         return logits[:, -1]
 
     @torch.no_grad()
@@ -151,32 +141,26 @@ class CachedDecoder:
     def _step(self, b: int) -> _Step:
         if b not in self._steps:
             tokens = torch.zeros(b, 1, dtype=torch.int64, device=self.device)
-            mask = torch.ones(b, self.cache_tokens, dtype=torch.bool, device=self.device)
-            self._steps[b] = _Step(tokens, torch.zeros_like(tokens), mask)
+            self._steps[b] = _Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]))
         return self._steps[b]
 
     def _advance(self, step: _Step) -> Tensor:
-        logits = self.modules.decode(step.tokens, step.positions, self.start, step.key_mask, *self._rows(len(step.tokens)))
-        self.start.add_(1)
-        step.positions.add_(1)
+        logits = self.modules.decode(step.tokens, step.start, step.counts, *self._rows(len(step.tokens)))
+        step.start.add_(1)
         return logits
 
     def _record(self, step: _Step) -> None:
-        """Capture one step as a CUDA graph; the warm-up runs write the slot that the replay writes again."""
-        saved = self.start.clone(), step.positions.clone()
+        """Capture one step as a CUDA graph; the warm-up runs write the slots that the replay writes again."""
+        saved = step.start.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
                 self._advance(step)
-                self._restore(step, saved)
+                step.start.copy_(saved)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step.logits = self._advance(step)
-        self._restore(step, saved)
+        step.start.copy_(saved)
         step.graph = graph
-
-    def _restore(self, step: _Step, saved: tuple[Tensor, Tensor]) -> None:
-        self.start.copy_(saved[0])
-        step.positions.copy_(saved[1])

@@ -17,7 +17,7 @@ from trilithon.lower.tensorrt.convert import convert
 from trilithon.lower.tensorrt.engine import Engine, build
 from trilithon.lower.tensorrt.kernels import AttentionKernel, attention_kernels, contradiction, layer_table
 from trilithon.lower.tensorrt.network import Network
-from trilithon.rewrite.insert_cache import _slots
+from trilithon.rewrite.cache_ops import write_cache
 from trilithon.rewrite.op import ATTENTION
 from trilithon.spec.masks import Padding, parse, parts
 
@@ -121,15 +121,13 @@ def test_a_dropped_mask_shows(tmp_path: Path) -> None:
 def step(layers: int, weights: dict[str, Tensor]) -> GraphModule:
     """Layers of one decode step, as `insert_cache` writes them: projections, cache writes, attention."""
     graph = Graph()
-    x, start, key_mask = (graph.placeholder(name) for name in ("x", "start", "key_mask"))
+    x, start, counts = (graph.placeholder(name) for name in ("x", "start", "counts"))
     caches = [graph.placeholder(f"cache_{kind}_{i}") for i in range(layers) for kind in "kv"]
-    slots = graph.call_function(_slots, (start, 1))
     for i in range(layers):
         q, k, v = (project(graph, x, f"{name}{i}") for name in "qkv")
-        for cache_, new in zip(caches[2 * i : 2 * i + 2], (k, v), strict=True):
-            graph.call_function(aten.index_copy_.default, (cache_, 2, slots, new))
-        mask = "causal & padding(slots)"
-        o = graph.call_function(ATTENTION, (q, *caches[2 * i : 2 * i + 2], mask, D**-0.5, start, key_mask))
+        pairs = zip(caches[2 * i : 2 * i + 2], (k, v), strict=True)
+        keys, values = (graph.call_function(write_cache, (cache_, new, start, counts)) for cache_, new in pairs)
+        o = graph.call_function(ATTENTION, (q, keys, values, "causal", D**-0.5, start, None))
         flat = graph.call_function(aten.view.default, (graph.call_function(aten.transpose.int, (o, 1, 2)), [1, 1, H * D]))
         x = graph.call_function(aten.matmul.default, (flat, graph.get_attr(f"o{i}")))
     graph.output((x,))
@@ -149,14 +147,14 @@ def test_few_kernels_a_layer_in_decode(dtype: torch.dtype, g: int, tmp_path: Pat
     widths = {f"{name}{i}": heads * D for i in range(2) for name, heads in (("q", H), ("k", g), ("v", g), ("o", H))}
     gm = step(2, {name: (torch.randn(H * D, width) * 0.02).to(dtype) for name, width in widths.items()})
     caches = [Input(f"cache_{kind}_{i}", dtype, tuple(map(fixed, (1, g, SLOTS, D)))) for i in range(2) for kind in "kv"]
-    rest = [Input("x", dtype, (fixed(1), fixed(1), fixed(H * D))), Input("start", torch.int64, ())]
-    inputs = [*rest, Input("key_mask", torch.bool, (fixed(1), fixed(SLOTS))), *caches]
+    rest = [Input("x", dtype, (fixed(1), fixed(1), fixed(H * D))), Input("start", torch.int64, (fixed(1),))]
+    inputs = [*rest, Input("counts", torch.int64, (fixed(1),)), *caches]
     net = convert(gm, inputs)
     engine, kernels = built(net, inputs, tmp_path)
     first, second = [False, False, True, False], [False, False, False, True, False]  # projections, writes, attention, output
     assert [layer.is_attention for layer in engine.layers] == first + second, [layer.name for layer in engine.layers]
     assert all("_gemv_mha" in kernel.name for kernel in kernels)
-    assert all(contradiction(kernel, parse("causal & padding(slots)"), from_start=True) is None for kernel in kernels)
+    assert all(contradiction(kernel, parse("causal"), from_start=True) is None for kernel in kernels)
     assert engine.aliases == {f"cache_{kind}_{i}": f"cache_{kind}_{i}_out" for i in range(2) for kind in "kv"}
 
 

@@ -1,41 +1,60 @@
-"""Writes into a static cache."""
+"""What cached programs call beside ATen: positions of rows, and writes into a static cache.
+
+There is no converter for rings: TensorRT's cache update writes consecutive slots.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
 from trilithon.lower.tensorrt.converters.registry import converts
 from trilithon.lower.tensorrt.library import library
-from trilithon.lower.tensorrt.network import ITensor, Network, Size, is_tensor
-from trilithon.rewrite.insert_cache import _slots
-
-aten = torch.ops.aten
+from trilithon.lower.tensorrt.network import ITensor, Network, Size
+from trilithon.rewrite.cache_ops import last_tokens, real_positions, token_positions, write_cache
 
 
-@converts(_slots)
-def convert_slots(net: Network, start: ITensor, tokens: Size) -> ITensor:
-    """`start .. start + tokens - 1`."""
-    slots = net.elementwise("SUM", net.iota(tokens), net.reshape(start, [1]))
-    net.shared["start of slots", slots.name] = start
-    return slots
+@converts(token_positions)
+def convert_token_positions(net: Network, start: ITensor, tokens: Size) -> ITensor:
+    """`start[b] .. start[b] + tokens - 1`."""
+    return net.elementwise("SUM", _column(net, start), net.iota(tokens, axis=1, rank=2))
 
 
-@converts(aten.index_copy_.default)
-def convert_index_copy_(net: Network, self: ITensor, dim: int, index: ITensor, source: ITensor) -> ITensor:
-    """A write of consecutive slots into a cache, in place.
+@converts(real_positions)
+def convert_real_positions(net: Network, positions: ITensor, start: ITensor, counts: ITensor) -> ITensor:
+    end = net.elementwise("SUM", start, counts)
+    last = net.elementwise("SUB", _column(net, end), net.number(1, torch.int64, 2))
+    return net.elementwise("MIN", positions, last)
+
+
+@converts(last_tokens)
+def convert_last_tokens(net: Network, x: ITensor, counts: ITensor) -> ITensor:
+    """Element by element along the tokens."""
+    last = net.elementwise("SUB", _column(net, counts), net.number(1, torch.int64, 2))
+    rows, width = net.size(x, 0), net.size(x, 2)
+    index = net.expand(net.reshape(last, [net.size(counts, 0), 1, 1]), [rows, 1, width])
+    return net.out("gather_v2", x, index, library().GatherMode.ELEMENT, axis=1)
+
+
+@converts(write_cache)
+def convert_write_cache(net: Network, cache: ITensor, x: ITensor, start: ITensor, counts: ITensor) -> ITensor:
+    """A write of consecutive slots into a cache, in place. Padding is written too, behind the tokens of its row.
+
+    What stands there is written again when the row gets so far, and no query sees it before.
 
     Source: TensorRT IKVCacheUpdateLayer: `write_indices` is the first slot of each row; slots behind the end are dropped.
     """
-    start = net.shared.get(("start of slots", index.name)) if is_tensor(index) else None
-    if start is None or dim != 2 or not self.is_network_input or len(self.shape) != 4:
-        raise net.refuse("it is not a write of consecutive slots along axis 2 of a cache [b g t d] that is an input")
-    if net.dtype(self) != net.dtype(source):
-        raise net.refuse(f"it writes {net.dtype(source)} into a cache of {net.dtype(self)}")
-    rows: Any = net.size(self, 0)
-    key = ("first slots", start.name, rows.name if is_tensor(rows) else rows)
+    if not cache.is_network_input or len(cache.shape) != 4:
+        raise net.refuse("it is not a write into a cache [b g t d] that is an input")
+    if net.dtype(cache) != net.dtype(x):
+        raise net.refuse(f"it writes {net.dtype(x)} into a cache of {net.dtype(cache)}")
+    key = ("first slots", start.name)
     if key not in net.shared:
-        first = net.cast(net.reshape(start, [1]), torch.int32)
-        net.shared[key] = net.expand(first, [rows])
-    return net.out("kv_cache_update", self, source, net.shared[key], library().KVCacheMode.LINEAR)
+        net.shared[key] = net.cast(start, torch.int32)
+    made = net.out("kv_cache_update", cache, x, net.shared[key], library().KVCacheMode.LINEAR)
+    net.aliases[cache.name] = made
+    return made
+
+
+def _column(net: Network, x: ITensor) -> ITensor:
+    """`[b]` as `[b 1]`."""
+    return net.reshape(x, [net.size(x, 0), 1])

@@ -1,0 +1,116 @@
+"""Of which tokens a cached program gives logits: of each row's last real one, or of all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from trilithon.passes import bound_arguments
+from trilithon.prove.axes import TOKENS, Label, refuse
+from trilithon.prove.local_values import BROADCAST, targets
+from trilithon.rewrite.cache_ops import last_tokens
+from trilithon.rewrite.token_model import TokenModel
+
+aten = torch.ops.aten
+HEADS = (aten.linear.default, aten.matmul.default)
+ANY_RANK = {*BROADCAST, *targets("linear layer_norm rms_norm dropout")}
+
+
+def give_logits(model: TokenModel, counts: Node, *, all_logits: bool, one_token: bool) -> None:
+    """Make the output `[b s v]`, or `[b 1 v]` of the last real token of each row (index `counts - 1`).
+
+    %logits = linear(%x, %w)   =>   %last = last_tokens(%x, %counts)
+                                    %logits = linear(%last, %w)
+
+    Args:
+        one_token: there is one token a row, so that its logits are all logits.
+
+    Raises:
+        CannotCache: all logits are asked of a program that selects the last token.
+    """
+    label: Any = model.labels[model.logits]
+    selections = [n for n, found in model.labels.items() if _is_selection(model, n, found)]
+    if one_token or (label.last and not all_logits):
+        for node in [] if one_token else selections:
+            _select(model, node, counts)
+        _with_axis(model, model.logits, len(label.axes))
+    elif label.last:
+        for node in selections:
+            _keep_all(model, node)
+    elif not all_logits:
+        _cut(model, counts)
+
+
+def _is_selection(model: TokenModel, node: Node, found: Any) -> bool:
+    """Does this node take the last token of its operand?"""
+    if not (isinstance(found, Label) and found.last) or not node.all_input_nodes:
+        return False
+    source: Any = model.labels.get(node.all_input_nodes[0])
+    return isinstance(source, Label) and not source.last and TOKENS in source.factors
+
+
+def _select(model: TokenModel, node: Node, counts: Node) -> None:
+    x: Any = node.args[0]
+    label: Any = model.labels[x]
+    if len(label.axes) != 3 or label.axes[1] != (TOKENS,):
+        raise refuse(node, "the last token is taken of a tensor that is not [b s c]")
+    with model.gm.graph.inserting_before(node):
+        made = model.gm.graph.call_function(last_tokens, (x, counts))
+        if node.target is aten.select.int:
+            made = model.gm.graph.call_function(aten.select.int, (made, 1, 0))
+    node.replace_all_uses_with(made)
+
+
+def _with_axis(model: TokenModel, logits: Node, rank: int) -> None:
+    if rank == 2:
+        output = model.gm.graph.output_node()
+        with model.gm.graph.inserting_before(output):
+            output.args = (model.gm.graph.call_function(aten.unsqueeze.default, (output.args[0], 1)),)
+
+
+def _keep_all(model: TokenModel, node: Node) -> None:
+    """Nothing is selected; what follows must not mind another axis."""
+    behind = [n for n, found in model.labels.items() if isinstance(found, Label) and found.last and n is not node]
+    for other in behind:
+        fixed = [x for x in other.all_input_nodes if isinstance(f := model.labels.get(x), Label) and f.is_fixed]
+        is_wide = any(len(model.labels[x].axes) > 1 for x in fixed) and other.target in BROADCAST  # type: ignore[union-attr]
+        if other.target not in ANY_RANK or is_wide:
+            raise refuse(other, "the program gives logits of the last token only")
+    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+
+
+def _cut(model: TokenModel, counts: Node) -> None:
+    """Take the last tokens before the product that makes logits, or else of the logits."""
+    graph = model.gm.graph
+    head: Node = model.logits
+    while head.target in BROADCAST and len(head.users) == 1 and (operand := _only_operand(model, head)) is not None:
+        head = operand
+    x = head.args[0] if head.target in HEADS and len(head.users) == 1 else None
+    if isinstance(x, Node) and _is_weight(model, head) and len(_label(model, x).axes) == 3:
+        with graph.inserting_before(head):
+            last = graph.call_function(last_tokens, (x, counts))
+        head.args = (last, *head.args[1:])
+        return
+    output = graph.output_node()
+    with graph.inserting_before(output):
+        output.args = (graph.call_function(last_tokens, (model.logits, counts)),)
+
+
+def _label(model: TokenModel, node: Node) -> Label:
+    found = model.labels[node]
+    assert isinstance(found, Label)
+    return found
+
+
+def _is_weight(model: TokenModel, head: Node) -> bool:
+    args = bound_arguments(head)
+    return _label(model, args["weight"] if "weight" in args else args["other"]).is_fixed
+
+
+def _only_operand(model: TokenModel, node: Node) -> Node | None:
+    """The one operand with tokens, where the others are constants that fit any number of tokens."""
+    operands = [x for x in node.all_input_nodes if x in model.labels]
+    moving = [x for x in operands if not _label(model, x).is_fixed]
+    return moving[0] if len(moving) == 1 and len(_label(model, moving[0]).axes) == 3 else None
