@@ -16,6 +16,7 @@ from runtime.tiny_llama import VOCABULARY, tiny_llama
 from trilithon.errors import InputError
 from trilithon.runtime.generate import generate, stream
 
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """A step of so small a model takes microseconds; waking a second thread that is busy elsewhere takes milliseconds."""
@@ -85,9 +86,7 @@ def test_tokens_are_hugging_faces(
     assert decoder.steps == ours.shape[1] - batch["input_ids"].shape[1]
 
 
-def test_attention_mask_is_read_off_the_pad_token_as_hugging_face_does(
-    model: LlamaForCausalLM, decoder: PlainDecoder
-) -> None:
+def test_attention_mask_is_read_off_the_pad_token_as_hugging_face_does(model: LlamaForCausalLM, decoder: PlainDecoder) -> None:
     ids = padded_batch()["input_ids"]
     theirs = model.generate(ids, max_new_tokens=10, pad_token_id=0)
     assert torch.equal(generate(decoder, ids, max_new_tokens=10, pad_token_id=0), theirs)
@@ -136,9 +135,7 @@ def test_checking_eos_seldom_returns_what_checking_each_step_returns(
     assert torch.equal(joined, theirs[:, 4:])
 
 
-def test_sampling_repeats_with_a_seed_and_returns_several_sequences(
-    model: LlamaForCausalLM, decoder: PlainDecoder
-) -> None:
+def test_sampling_repeats_with_a_seed_and_returns_several_sequences(model: LlamaForCausalLM, decoder: PlainDecoder) -> None:
     batch = padded_batch()
     torch.manual_seed(11)
     theirs = model.generate(**batch, max_new_tokens=8, do_sample=True, num_return_sequences=3, pad_token_id=0)

@@ -51,7 +51,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[TrilithonError], list[str]]] = {
         InputError,
         ["row 0 of attention_mask has padding between tokens: it reads 1 0 1", "without gaps"],
     ),
-    "row_of_padding": ({"attention_mask": mask("111", "000")}, InputError, ["row 1 of attention_mask is all padding", "no token at all", "leave the row out"]),
+    "row_of_padding": (
+        {"attention_mask": mask("111", "000")},
+        InputError,
+        ["row 1 of attention_mask is all padding", "no token at all", "leave the row out"],
+    ),
     "inferred_hole": (
         {"pad_token_id": 9},
         InputError,

@@ -25,3 +25,11 @@ def tiny_llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
         "attn_implementation": "eager",
     }
     return LlamaForCausalLM(LlamaConfig(**sizes | changes)).eval()
+
+
+def tiny_parrot(seed: int = 0) -> LlamaForCausalLM:
+    """One that hardly attends: a token says most of what comes next, so that its text repeats itself for a while."""
+    model = tiny_llama(seed)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data.mul_(0.02)
+    return model
