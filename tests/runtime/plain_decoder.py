@@ -98,8 +98,7 @@ class PlainDecoder:
         """The logits `[n v]` at the last n tokens of each row, from a right-padded batch."""
         with torch.no_grad():
             ids = torch.nn.utils.rnn.pad_sequence(self.rows, batch_first=True)
-            forward = getattr(self.model, "plain_forward", self.model)
-            out = forward(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            out = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return [x[len(row) - n : len(row)] for x, row, n in zip(out, self.rows, last, strict=True)]
 
     def _answer(self, name: str, tokens: int, logits: Tensor) -> Tensor:
