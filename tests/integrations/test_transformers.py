@@ -354,7 +354,13 @@ def test_forward_goes_on_from_its_own_cache(model: LlamaForCausalLM, decoder: Pl
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "positions": ({"position_ids": torch.tensor([[3]])}, "not the places of the tokens"),
-    "mask_of_other_length": ({"attention_mask": torch.ones(1, 5)}, "5 columns, and there are 11 tokens"),
+    "mask_of_other_length": (
+        {"attention_mask": torch.ones(1, 5)},
+        r"attention_mask is \[1, 5\], and there are 11 tokens in 1 rows",
+    ),
+    "positions_of_all": ({"position_ids": torch.arange(11)[None]}, r"position_ids is \[1, 11\], and input_ids \[1, 1\]"),
+    "other_device": ({"input_ids": torch.zeros(1, 1, dtype=torch.int64, device="meta")}, "input_ids is on meta"),
+    "no_zeros_and_ones": ({"attention_mask": torch.full((1, 11), 2)}, "another padding"),
     "mask_with_padding": ({"attention_mask": (torch.arange(11) > 1).long()[None]}, "another padding"),
     "attentions": ({"output_attentions": True}, "take no output_attentions"),
     "embeds": ({"inputs_embeds": torch.zeros(1, 1, 32)}, "take no inputs_embeds"),
@@ -383,6 +389,17 @@ def test_the_cache_is_of_no_use_elsewhere(model: LlamaForCausalLM, decoder: Plai
     ids = torch.cat([prompts(1), prompts(1, 4, seed=9), prompts(1, 2)], 1)
     with pytest.raises(InputError, match="tokens do not fit a cache of 64"):
         model.generate(ids, past_key_values=cache, max_new_tokens=60, pad_token_id=0)
+
+
+def test_inference_mode(model: LlamaForCausalLM, decoder: PlainDecoder) -> None:
+    with torch.inference_mode():
+        first = model.generate(**padded_batch(), max_new_tokens=3, return_dict_in_generate=True, pad_token_id=0)
+        both(model, input_ids=prompts(1), max_new_tokens=3, num_beams=2)
+    ids = torch.cat([first.sequences, prompts(3, 2)], 1)
+    mask = torch.cat([padded_batch()["attention_mask"], torch.ones(3, 5, dtype=torch.int64)], 1)
+    given = {"attention_mask": mask, "max_new_tokens": 4, "pad_token_id": 0}
+    ours = model.generate(ids, past_key_values=first.past_key_values, **given)
+    assert torch.equal(ours, THEIRS.generate(ids, **given))
 
 
 def test_defaults_of_a_generation_config(model: LlamaForCausalLM, decoder: PlainDecoder) -> None:

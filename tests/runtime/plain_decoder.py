@@ -102,7 +102,8 @@ class PlainDecoder:
         return [x[len(row) - n : len(row)] for x, row, n in zip(out, self.rows, last, strict=True)]
 
     def _answer(self, name: str, tokens: int, logits: Tensor) -> Tensor:
-        self.buffer.fill_(torch.nan)
-        self.buffer = logits.clone()
+        with torch.inference_mode(False):  # a buffer that can be written to whatever mode the next call is made in
+            self.buffer.fill_(torch.nan)
+            self.buffer = logits.clone()
         self.calls.append((name, tokens))
         return self.buffer

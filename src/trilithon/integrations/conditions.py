@@ -110,14 +110,15 @@ def why_not_generate(
     columns += mode == GenerationMode.ASSISTED_GENERATION  # its last window holds a draft more
     if columns > memory.decoder.cache_tokens:
         return f"{columns} tokens do not fit a cache of {memory.decoder.cache_tokens}; accelerate with max_tokens={columns}"
-    pad = None
-    if mask is not None:
-        pad, why = left_padding(mask)
-        if why is not None:
-            return why
+    pad, why = (None, None) if mask is None else left_padding(mask)
+    if why is not None:
+        return why
     if pad is not None and config.prefill_chunk_size is not None:
         return "prefill_chunk_size could make a chunk of padding only"
-    return None if positions is None else why_not_positions(positions, pad, start=0)
+    if not isinstance(positions, Tensor):
+        return None if positions is None else "position_ids is no tensor"
+    pad = torch.zeros(len(positions), dtype=torch.int64, device=positions.device) if pad is None else pad
+    return why_not_places(None, positions, pad, 0, positions)  # as many as the tokens: looked at again in forward
 
 
 def _says_something(value: Any) -> bool:
@@ -137,19 +138,32 @@ def left_padding(mask: Any) -> tuple[Tensor | None, str | None]:
     return (pad if state[1] else None), None
 
 
-def why_not_positions(positions: Any, pad: Tensor | None, start: int) -> str | None:
-    """Why `position_ids` are not each token's place in its row; None where they are.
+def why_not_places(mask: Any, positions: Any, pad: Tensor, start: int, ids: Tensor) -> str | None:
+    """Why tokens do not stand where the programs take them to stand; None where they do. Reads the device once.
 
     Args:
-        positions: `[b s]`, or `[1 s]` for all rows.
-        pad: `[b]`; what stands in the padding does not matter. None = there is no padding.
-        start: columns before these.
+        mask: `[b n]` of all columns up to these tokens, or None: it is not looked at.
+        positions: `[b s]`, or `[1 s]` for all rows; what stands in the padding does not matter. None = as they should be.
+        pad: `[b]`, left padding.
+        start: columns before these tokens.
+        ids: `[b s]`, these tokens.
     """
-    if not isinstance(positions, Tensor) or positions.dim() != 2:
-        return "position_ids is not [b s]"
-    place = torch.arange(start, start + positions.shape[1], device=positions.device)
-    wanted = place[None] if pad is None else place - pad[:, None].to(positions.device)
-    if len(positions) != 1 and len(wanted) not in (1, len(positions)):
-        return "position_ids has another number of rows"
-    good = bool(((positions == wanted) | (wanted < 0)).all())
-    return None if good else "position_ids are not the places of the tokens in their rows"
+    rows, columns = len(ids), start + ids.shape[1]
+    checks: list[tuple[str, Tensor]] = []
+    place = torch.arange(columns, device=pad.device)
+    if mask is not None:
+        if not isinstance(mask, Tensor) or tuple(mask.shape) != (rows, columns):
+            return f"attention_mask is {_shape(mask)}, and there are {columns} tokens in {rows} rows"
+        checks.append(("attention_mask has another padding than what is held", (mask == (place >= pad[:, None])).all()))
+    if positions is not None:
+        if not isinstance(positions, Tensor) or tuple(positions.shape) not in ((1, columns - start), (rows, columns - start)):
+            return f"position_ids is {_shape(positions)}, and input_ids {_shape(ids)}"
+        wanted = place[start:] - pad[:, None]
+        good = ((positions == wanted) | (wanted < 0)).all()
+        checks.append(("position_ids are not the places of the tokens in their rows", good))
+    good_ones = torch.stack([good for _, good in checks]).tolist() if checks else []
+    return next((why for (why, _), good in zip(checks, good_ones, strict=True) if not good), None)
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"

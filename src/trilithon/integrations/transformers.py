@@ -22,11 +22,12 @@ from trilithon.integrations.conditions import (
     left_padding,
     why_not_generate,
     why_not_now,
-    why_not_positions,
+    why_not_places,
 )
 from trilithon.options import Options
 from trilithon.report.report import Report
 from trilithon.runtime.memory import Memory
+from trilithon.runtime.prompts import same_device
 
 
 def accelerate(
@@ -150,13 +151,19 @@ class Accelerated:
         if why is not None:
             raise _cannot_serve(why)
         assert isinstance(ids, Tensor)
-        pad, why = self._padding(cache, given.get("attention_mask"), held + ids.shape[1])
-        if why is None and given.get("position_ids") is not None:
-            why = why_not_positions(given["position_ids"], pad, held)
+        mask, fresh_pad = given.get("attention_mask"), None
+        if not held and mask is not None:
+            fresh_pad, why = left_padding(mask)
+        elif cache.is_padded and mask is None:
+            why = "attention_mask is missing, and what past_key_values holds is padded"
+        if why is None:
+            pad = cache.pad if held else fresh_pad
+            pad = torch.zeros(len(ids), dtype=torch.int64, device=ids.device) if pad is None else pad
+            why = why_not_places(mask, given.get("position_ids"), pad, held, ids)
         if why is not None:
             raise _cannot_serve(why)
         keep = given.get("logits_to_keep") or ids.shape[1]
-        return cache.take_in(ids.long(), pad, min(int(keep), ids.shape[1]))
+        return cache.take_in(ids.long(), fresh_pad, min(keep, ids.shape[1]))
 
     def _why_not_serve(self, cache: CompiledCache, given: dict[str, Any]) -> str | None:
         if cache.memory is not self._memory:
@@ -169,6 +176,8 @@ class Accelerated:
         ids, keep = given.get("input_ids"), given.get("logits_to_keep")
         if not isinstance(ids, Tensor) or ids.dim() != 2:
             return "input_ids must be [b s]"
+        if not same_device(ids.device, self._memory.decoder.device):
+            return f"input_ids is on {ids.device}, and the programs are on {self._memory.decoder.device}"
         if keep is not None and not isinstance(keep, int):
             return "logits_to_keep is no number"
         if cache.get_seq_length() and len(ids) != cache.batch_size:
@@ -176,23 +185,6 @@ class Accelerated:
         if ids.shape[1] > 1 or self._unchanged.written():
             return why_not_now(self.model, self._unchanged)
         return "the model is in training mode" if self.model.training else None
-
-    @staticmethod
-    def _padding(cache: CompiledCache, mask: Any, columns: int) -> tuple[Tensor | None, str | None]:
-        """The left padding `[b]` of these tokens, None where there is none; or why the mask cannot be served."""
-        if mask is None:
-            if cache.is_padded:
-                return None, "attention_mask is missing, and what past_key_values holds is padded"
-            return None, None
-        pad, why = left_padding(mask)
-        if why is None and mask.shape[1] != columns:
-            why = f"attention_mask has {mask.shape[1]} columns, and there are {columns} tokens"
-        if why is None and cache.get_seq_length():
-            now = cache.pad if cache.is_padded else None
-            same = torch.equal(pad, now) if pad is not None and now is not None else pad is now
-            if not same:
-                why = "attention_mask has another padding than what past_key_values holds"
-        return pad, why
 
 
 def _cannot_serve(why: str) -> InputError:
