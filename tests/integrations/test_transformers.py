@@ -94,7 +94,6 @@ CALLS: dict[str, dict[str, Any]] = {
     "penalty": {"repetition_penalty": 1.3},
     "processor": {"logits_processor": LogitsProcessorList([NoRepeatNGramLogitsProcessor(2)])},
     "criteria": {"stopping_criteria": StoppingCriteriaList([After(13)])},
-    "chunks": {"prefill_chunk_size": 4},
 }
 
 
@@ -103,12 +102,15 @@ CALLS: dict[str, dict[str, Any]] = {
 def test_tokens_are_those_of_the_model_left_alone(
     model: LlamaForCausalLM, decoder: PlainDecoder, call: dict[str, Any], padded: bool
 ) -> None:
-    if padded and "prefill_chunk_size" in call:
-        pytest.skip("a chunk of padding only; see the refusals")
     batch = padded_batch() if padded else {"input_ids": prompts(1)}
     ours, theirs = both(model, **batch, **call, max_new_tokens=12)
     assert torch.equal(ours, theirs)
     assert decoder.calls[0][0] == "prefill", "the compiled programs ran"
+
+
+def test_a_prompt_in_chunks(model: LlamaForCausalLM, decoder: PlainDecoder) -> None:
+    ours, theirs = both(model, input_ids=prompts(2), prefill_chunk_size=4, max_new_tokens=5)
+    assert torch.equal(ours, theirs) and decoder.calls[:2] == [("prefill", 4), ("extend", 3)]
 
 
 def test_scores_logits_and_dict(model: LlamaForCausalLM, decoder: PlainDecoder) -> None:

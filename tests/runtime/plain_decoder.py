@@ -59,6 +59,8 @@ class PlainDecoder:
         assert tokens.dtype == torch.int64 and rows == len(self.rows) and width >= 1
         real = [width] * rows if counts is None else counts.tolist()
         assert len(real) == rows and all(1 <= n <= width for n in real)
+        if max(len(row) for row in self.rows) + width > self.cache_tokens:
+            raise CapacityExceeded(f"a window of {width} tokens does not fit a cache of {self.cache_tokens}")
         self._append(tokens, real)
         logits = torch.full((rows, width, self.model.config.vocab_size), torch.nan)
         for row, got in enumerate(self._logits(real)):
