@@ -21,6 +21,8 @@ from transformers import (
     MistralForCausalLM,
     NoRepeatNGramLogitsProcessor,
     StoppingCriteriaList,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from runtime.plain_decoder import PlainDecoder
@@ -218,6 +220,14 @@ def test_a_copy_is_a_plain_model(model: LlamaForCausalLM, decoder: PlainDecoder,
     assert torch.equal(ours, theirs) and decoder.calls
 
 
+def test_what_is_no_causal_lm_is_refused() -> None:
+    with pytest.raises(InputError, match=r"cannot accelerate a Linear\n  because it is no transformers model"):
+        accelerate(nn.Linear(2, 2))
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 32}
+    with pytest.raises(InputError, match=r"cannot accelerate a T5ForCond(.|\n)*an encoder-decoder"):
+        accelerate(T5ForConditionalGeneration(T5Config(**sizes)).eval())
+
+
 def test_twice_is_refused(model: LlamaForCausalLM, decoder: PlainDecoder) -> None:
     with pytest.raises(InputError, match=r"LlamaForCausalLM is accelerated already(.|\n)*restore"):
         accelerate(model)
@@ -239,11 +249,18 @@ def hooked(model: nn.Module) -> None:
     model.model.norm.register_forward_hook(lambda module, args, output: output)  # type: ignore[union-attr]
 
 
+def wrapped(model: nn.Module) -> None:
+    norm = model.model.norm  # type: ignore[union-attr]
+    own = norm.forward
+    norm.forward = lambda *args: own(*args)
+
+
 STATES: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "training": (lambda model: model.train(), "training mode"),
     "written": (scaled, "weights have changed"),
     "replaced": (replaced, "weights have changed"),
     "other_dtype": (lambda model: model.double(), "weights have changed"),
+    "wrapped": (wrapped, "hooks were registered"),
     "hooks": (hooked, "hooks were registered"),
 }
 GIVEN: dict[str, tuple[dict[str, Any], str]] = {

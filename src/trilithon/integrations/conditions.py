@@ -56,15 +56,16 @@ def _stamp(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _hooks(model: nn.Module) -> set[tuple[int, int]]:
-    """The forward hooks below the model itself; those of transformers gather outputs and change nothing."""
-    return {
+    """The forward hooks below the model itself, and replaced forwards; hooks of transformers gather outputs and change none."""
+    below = [module for module in model.modules() if module is not model]
+    registered = {
         (id(module), key)
-        for module in model.modules()
-        if module is not model
+        for module in below
         for hooks in (module._forward_hooks, module._forward_pre_hooks)
         for key, hook in hooks.items()
         if not str(getattr(hook, "__module__", "")).startswith("transformers.")
     }
+    return registered | {(id(module), id(vars(module)["forward"])) for module in below if "forward" in vars(module)}
 
 
 def why_not_now(model: nn.Module, unchanged: Unchanged) -> str | None:

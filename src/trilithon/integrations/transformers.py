@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from trilithon.capture import hf
 from trilithon.compiler import compile as compile_model
 from trilithon.errors import InputError
 from trilithon.integrations.compiled_cache import CompiledCache
@@ -31,7 +32,7 @@ from trilithon.runtime.prompts import same_device
 
 
 def accelerate(
-    model: nn.Module,
+    model: Any,
     *,
     max_tokens: int | None = None,
     backend: str = "auto",
@@ -54,6 +55,13 @@ def accelerate(
         CannotCache: no KV cache could be inserted soundly; the model is left as it is.
         InputError, CaptureError, CannotLower, VerificationFailed: as `trilithon.compile` does; or it is accelerated already.
     """
+    if not hf.is_hf(model) or model.config.is_encoder_decoder:
+        what = "an encoder-decoder" if hf.is_hf(model) else "no transformers model"
+        raise InputError(
+            f"cannot accelerate a {type(model).__name__}",
+            why=f"it is {what}, and the compiled programs take the place of a causal LM's forward",
+            todo="pass a transformers causal LM, such as AutoModelForCausalLM gives; trilithon.compile takes other modules",
+        )
     if isinstance(model.__dict__.get("forward"), _Replaced):
         raise InputError(f"{type(model).__name__} is accelerated already", todo="call restore() of the first accelerate")
     compiled = compile_model(model, max_tokens=max_tokens, backend=backend, options=options)
@@ -117,6 +125,8 @@ class Accelerated:
         self._prepare(generation_config, model_kwargs, generation_mode, batch_size, max_cache_length)
 
     def _why_not(self, config: Any, given: dict[str, Any], mode: GenerationMode, batch_size: int, columns: int) -> str | None:
+        if not self.model._supports_default_dynamic_cache():
+            return "the model brings a cache of its own kind"
         return why_not_now(self.model, self._unchanged) or why_not_generate(
             config, given, mode, batch_size, columns, self._memory
         )
@@ -131,7 +141,7 @@ class Accelerated:
         if why not in self._warned:
             self._warned.add(why)
             text = f"generate of {type(self.model).__name__} runs without the compiled programs: {why}"
-            warnings.warn(text, stacklevel=5)
+            warnings.warn(text, stacklevel=6)
 
     # ---------------------------------------------------------------- generate calls forward
 

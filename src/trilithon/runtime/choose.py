@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -68,7 +67,7 @@ class Chooser:
         """
         if not self.changes_scores:
             return logits.argmax(-1), []
-        known, self.seen = self.seen, copy.deepcopy(self.seen)
+        known, self.seen = self.seen, self.seen.copy() if self.seen else None
         scores = []
         for i, behind in enumerate(logits.unbind(1)):
             if i:

@@ -151,6 +151,11 @@ class SeenTokens:
         """`[b v]` bool."""
         return self._with_bin[:, :-1]
 
+    def copy(self) -> SeenTokens:
+        other = SeenTokens(len(self._with_bin), self._vocabulary, self._with_bin.device)
+        other._with_bin.copy_(self._with_bin)
+        return other
+
     def add(self, tokens: Tensor, valid: Tensor | None = None) -> None:
         """Mark tokens as seen.
 
