@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM, TextStreamer
 
+from runtime.cycle_decoder import CycleDecoder
 from runtime.plain_decoder import PlainDecoder
 from runtime.tiny_llama import VOCABULARY, tiny_llama
 from trilithon.errors import InputError
@@ -172,24 +173,12 @@ class HostReads(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-class CyclingDecoder:
-    """Token t is followed by t + 1; nothing else happens, so that all host reads are the loop's."""
-
-    cache_tokens, device = 64, torch.device("cpu")
-
-    def prefill(self, input_ids: Tensor, pad: Tensor) -> Tensor:
-        return self.decode(input_ids[:, -1])
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        return -(torch.arange(VOCABULARY) - (tokens[:, None] + 1) % VOCABULARY).abs().float()
-
-
 @pytest.mark.parametrize("request_", [{}, {"repetition_penalty": 1.1}, {"do_sample": True, "top_p": 0.9}], ids=str)
 def test_host_reads_no_value_in_the_loop_without_eos(request_: dict[str, Any]) -> None:
     counts = []
     for new in (1, 30):
         with HostReads() as reads:
-            generate(CyclingDecoder(), prompts(2, 5), max_new_tokens=new, **request_)
+            generate(CycleDecoder(VOCABULARY), prompts(2, 5), max_new_tokens=new, **request_)
         counts.append(reads.count)
     assert counts[0] == counts[1], "a read for each token"
 
@@ -198,7 +187,7 @@ def test_host_reads_a_flag_every_eighth_step_with_eos() -> None:
     counts = []
     for new in (7, 8, 31):
         with HostReads() as reads:
-            generate(CyclingDecoder(), torch.tensor([[3]]), max_new_tokens=new, eos_token_id=60)
+            generate(CycleDecoder(VOCABULARY), torch.tensor([[3]]), max_new_tokens=new, eos_token_id=60)
         counts.append(reads.count)
     assert [count - counts[0] for count in counts] == [0, 1, 3]
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
+from runtime.cycle_decoder import CycleDecoder
 from runtime.plain_decoder import PlainDecoder
 from runtime.tiny_llama import VOCABULARY, tiny_llama, tiny_parrot
 from trilithon.errors import InputError
@@ -177,24 +178,6 @@ class HostReads(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-class Cycle:
-    """Token t is followed by t + 1 modulo 5; nothing else happens, so that all host reads are the loop's."""
-
-    cache_tokens, max_batch, device = 64, 2, torch.device("cpu")
-
-    def prefill(self, input_ids: Tensor, pad: Tensor) -> Tensor:
-        return self.decode(input_ids[:, -1])
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        return self.extend(tokens[:, None])[:, 0]
-
-    def extend(self, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
-        return -(torch.arange(5) - (tokens[..., None] + 1) % 5).abs().float()
-
-    def rewind(self, lengths: Tensor) -> None:
-        assert lengths.shape == (2,)
-
-
 def test_host_reads_the_device_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = 0
     tolist = Tensor.tolist
@@ -210,7 +193,7 @@ def test_host_reads_the_device_once_a_step(monkeypatch: pytest.MonkeyPatch) -> N
     for new in (1, 31):
         reads = 0
         with HostReads() as scalars:
-            generate(Cycle(), ids, max_new_tokens=new, prompt_lookup_num_tokens=5, eos_token_id=70)  # type: ignore[arg-type]
+            generate(CycleDecoder(5), ids, max_new_tokens=new, prompt_lookup_num_tokens=5, eos_token_id=70)
         counts.append((reads, scalars.count))
     assert counts[1][0] - counts[0][0] == 5, "30 more tokens in steps of 6"
     assert counts[1][1] == counts[0][1], "no other reads"
