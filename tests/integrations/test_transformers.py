@@ -27,7 +27,7 @@ from transformers import (
 
 from runtime.plain_decoder import PlainDecoder
 from runtime.tiny_llama import VOCABULARY, tiny_llama, tiny_parrot
-from trilithon.errors import InputError
+from trilithon.errors import CapacityExceeded, InputError
 from trilithon.integrations.compiled_cache import CompiledCache
 from trilithon.integrations.transformers import Accelerated, accelerate
 from trilithon.runtime.memory import Memory
@@ -328,12 +328,12 @@ def test_weights_written_within_generate(model: LlamaForCausalLM, decoder: Plain
 # ---------------------------------------------------------------- the cache in the user's hands
 
 
-def chat(model: nn.Module, copied: bool) -> list[Tensor]:
+def chat(model: nn.Module, copied: Any) -> list[Tensor]:
     """Two answers that go on from one first turn."""
     first = model.generate(prompts(1), max_new_tokens=5, return_dict_in_generate=True, pad_token_id=0)  # type: ignore[operator]
     answers = []
     for seed in (1, 2):
-        cache = copy.deepcopy(first.past_key_values) if copied else first.past_key_values
+        cache = copied(first.past_key_values) if copied else first.past_key_values
         ids = torch.cat([first.sequences, prompts(1, 4, seed)], 1)
         more = model.generate(ids, past_key_values=cache, max_new_tokens=6, pad_token_id=0)  # type: ignore[operator]
         answers.append(more)
@@ -342,9 +342,9 @@ def chat(model: nn.Module, copied: bool) -> list[Tensor]:
     return answers
 
 
-@pytest.mark.parametrize("copied", [False, True])
-def test_generate_goes_on_from_its_own_cache(model: LlamaForCausalLM, decoder: PlainDecoder, copied: bool) -> None:
-    for ours, theirs in zip(chat(model, copied), chat(THEIRS, copied), strict=True):
+@pytest.mark.parametrize("copied", [None, copy.copy, copy.deepcopy])
+def test_generate_goes_on_from_its_own_cache(model: LlamaForCausalLM, decoder: PlainDecoder, copied: Any) -> None:
+    for ours, theirs in zip(chat(model, copied), chat(THEIRS, copied and copy.deepcopy), strict=True):
         assert torch.equal(ours, theirs)
     assert [name for name, _ in decoder.calls].count("prefill") == 1
 
@@ -395,6 +395,21 @@ def test_a_call_that_cannot_be_served_is_refused(model: LlamaForCausalLM, decode
     with pytest.raises(InputError, match=rf"cannot go on from past_key_values\n  because .*{why}(.|\n)*restore"):
         model(**{"input_ids": prompts(1, 1), "past_key_values": out.past_key_values, **given})
     assert model(prompts(1, 1), past_key_values=out.past_key_values).logits.shape == (1, 1, VOCABULARY)
+
+
+def test_tokens_that_do_not_fit_leave_the_cache_as_it_was(model: LlamaForCausalLM, decoder: PlainDecoder) -> None:
+    caches = [
+        m.generate(prompts(1), max_new_tokens=4, return_dict_in_generate=True, pad_token_id=0).past_key_values
+        for m in (model, THEIRS)
+    ]
+    with pytest.raises(CapacityExceeded, match=r"66 tokens do not fit a cache of 64(.|\n)*max_tokens=66"):
+        model(prompts(1, 56), past_key_values=caches[0])
+    decoder.max_batch = 1
+    with pytest.raises(CapacityExceeded, match="2 rows do not fit"):
+        caches[0].batch_repeat_interleave(2)
+    with torch.no_grad():
+        ours, theirs = (m(prompts(1, 3), past_key_values=c) for m, c in zip((model, THEIRS), caches, strict=True))
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=2e-4, rtol=1e-4)
 
 
 def test_the_cache_is_of_no_use_elsewhere(model: LlamaForCausalLM, decoder: PlainDecoder) -> None:

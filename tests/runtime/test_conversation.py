@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from typing import Any
 
@@ -91,6 +92,16 @@ def test_a_fork_goes_its_own_way(model: LlamaForCausalLM, llm: Compiled, decoder
     assert torch.equal(first.tokens[:, : stem.shape[1]], stem)
     assert not torch.equal(forks[0].tokens, forks[1].tokens)
     assert "prefill" not in [name for name, _ in decoder.calls], "the stem was computed again"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_is_a_fork(model: LlamaForCausalLM, llm: Compiled, copied: Any) -> None:
+    first = llm.conversation()
+    first.generate(turn(0), max_new_tokens=4)
+    other = copied(first)
+    for n, conversation in enumerate((other, first, other)):
+        want = generate(PlainDecoder(model), torch.cat([conversation.tokens, turn(n + 1)], 1), max_new_tokens=4)
+        assert torch.equal(conversation.generate(turn(n + 1), max_new_tokens=4), want)
 
 
 def test_many_conversations_share_one_cache(model: LlamaForCausalLM, llm: Compiled, decoder: PlainDecoder) -> None:

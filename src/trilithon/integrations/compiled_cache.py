@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from trilithon.errors import InputError
+from trilithon.errors import CapacityExceeded, InputError
 from trilithon.runtime.memory import Memory, Tenant
 from trilithon.runtime.protocol import Decoder
 from trilithon.runtime.run import EXTEND_TOKENS
@@ -30,6 +33,9 @@ class CompiledCache(Cache, Tenant):
 
     def __repr__(self) -> str:
         return f"<CompiledCache: {self.ids.shape[0]} rows of {self.ids.shape[1]} tokens>"
+
+    def __copy__(self) -> CompiledCache:
+        return copy.deepcopy(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledCache:
         other = CompiledCache(self.memory)
@@ -56,22 +62,40 @@ class CompiledCache(Cache, Tenant):
             keep: 1 to s.
 
         Raises:
-            InputError, CapacityExceeded: they do not fit. Then nothing is held any more.
+            InputError, CapacityExceeded: they do not fit. What was held before stays.
         """
+        self._check_room(ids.shape[1])
+        is_first = not self.get_seq_length()
+        padding = torch.zeros(len(ids), dtype=torch.int64, device=ids.device) if pad is None else pad
         try:
-            with self.memory.turn(self) as decoder:
-                if self.get_seq_length():
-                    logits = _extend(decoder, ids, keep)
-                    self.ids = torch.cat([self.ids, ids], 1)
-                else:
-                    self.pad = torch.zeros(len(ids), dtype=torch.int64, device=ids.device) if pad is None else pad
-                    self.is_padded = pad is not None
-                    logits = _start(decoder, ids, self.pad, keep)
-                    self.ids = ids
+            with self._turn() as decoder:
+                logits = _start(decoder, ids, padding, keep) if is_first else _extend(decoder, ids, keep)
         except BaseException:
-            self.reset()
+            self.memory.forget(self)  # taken in again when it is needed
             raise
+        if is_first:
+            self.ids, self.pad, self.is_padded = ids, padding, pad is not None
+        else:
+            self.ids = torch.cat([self.ids, ids], 1)
         return logits
+
+    def _check_room(self, tokens: int) -> None:
+        total, most = self.get_seq_length() + tokens, self.memory.decoder.cache_tokens
+        if total > most:
+            raise CapacityExceeded(
+                f"{total} tokens do not fit a cache of {most}",
+                why="past_key_values of an accelerated model is as long as it was compiled for",
+                todo=f"accelerate with max_tokens={total} or more",
+            )
+
+    @contextmanager
+    def _turn(self) -> Iterator[Decoder]:
+        """The decoder, with these tokens in it."""
+        is_lost = self.get_seq_length() > 0 and not self.memory.holds(self)
+        with self.memory.turn(self) as decoder:
+            if is_lost:
+                decoder.prefill(self.ids, self.pad)
+            yield decoder
 
     # ---------------------------------------------------------------- what transformers calls
 
@@ -88,7 +112,7 @@ class CompiledCache(Cache, Tenant):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i goes on from what row `beam_idx[i]` holds."""
         rows = beam_idx.to(self.ids.device, torch.int64)
-        with self.memory.turn(self) as decoder:
+        with self._turn() as decoder:
             decoder.select(rows)
         self.ids, self.pad = self.ids[rows], self.pad[rows]
 
@@ -108,11 +132,11 @@ class CompiledCache(Cache, Tenant):
             )
         if tokens_to_remove == 0:
             return
-        self.ids = self.ids[:, :tokens_to_remove]
-        if not self.get_seq_length():
+        if tokens_to_remove == -self.get_seq_length():
             self.reset()
             return
-        with self.memory.turn(self) as decoder:
+        with self._turn() as decoder:
+            self.ids = self.ids[:, :tokens_to_remove]
             try:
                 decoder.rewind(self.ids.shape[1] - self.pad)
             except InputError:  # more than a ring can take back: they are taken in again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 import warnings
 from collections.abc import Callable
@@ -82,6 +83,7 @@ class Accelerated:
         self._warned: set[str] = set()
         self._before = {name: model.__dict__.get(name) for name in ("forward", "_prepare_cache_for_generation")}
         self._forward, self._prepare = model.forward, model._prepare_cache_for_generation
+        self._names = tuple(inspect.signature(self._forward).parameters)  # of what is passed without a name
         model.forward = _Replaced(self, "forward", self._forward, self._serve)
         model._prepare_cache_for_generation = _Replaced(
             self, "_prepare_cache_for_generation", self._prepare, self._prepare_cache
@@ -147,11 +149,12 @@ class Accelerated:
 
     def _serve(self, *args: Any, **kwargs: Any) -> Any:
         """In place of the model's forward, which takes all that has nothing to do with a `CompiledCache`."""
-        cache = kwargs.get("past_key_values")
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        cache = given.get("past_key_values")
         if not isinstance(cache, CompiledCache):
             return self._forward(*args, **kwargs)
-        logits = self._logits(cache, dict(zip(("input_ids", "attention_mask", "position_ids"), args, strict=False)) | kwargs)
-        if kwargs.get("return_dict") is False:
+        logits = self._logits(cache, given)
+        if given.get("return_dict") is False:
             return logits, cache
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 

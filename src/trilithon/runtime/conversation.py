@@ -91,7 +91,8 @@ class Conversation(Tenant):
         decoder = self._memory.decoder
         tokens = torch.cat([self.tokens, fresh], 1)
         given: Any = {**self._defaults, **arguments, "attention_mask": torch.ones_like(tokens)}
-        request = replace(make_request(decoder.cache_tokens, decoder.device, tokens, **given), held=self._held)
+        held = self._held if self._memory.holds(self) else 0
+        request = replace(make_request(decoder.cache_tokens, decoder.device, tokens, **given), held=held)
         if not return_dict_in_generate:
             request = without_outputs(request)
         try:
@@ -100,7 +101,6 @@ class Conversation(Tenant):
                 self._keep(run, decoder)
         except BaseException:
             self._memory.forget(self)
-            self._held = 0
             raise
         return run.generated() if return_dict_in_generate else self.tokens
 
@@ -108,8 +108,14 @@ class Conversation(Tenant):
         """A conversation that has the same tokens and goes its own way; what the cache holds is shared, not computed again."""
         other = Conversation(self._memory, self._defaults)
         other.tokens, other._held = self.tokens, self._held
-        other.snapshot = self._memory.snapshot_of(self) if self._held else None
+        other.snapshot = self._memory.snapshot_of(self)
         return other
+
+    def __copy__(self) -> Conversation:
+        return self.fork()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Conversation:
+        return self.fork()
 
     def _checked(self, input_ids: Tensor | None, arguments: GenerateArguments) -> Tensor:
         for name, value in (("attention_mask", None), ("num_return_sequences", 1)):

@@ -52,6 +52,10 @@ class Memory:
         finally:
             self._busy = False
 
+    def holds(self, tenant: Tenant) -> bool:
+        """Whether the tokens of `tenant` are in the decoder or in its snapshot; if not, it takes them in again."""
+        return tenant.snapshot is not None or self._tenant is tenant
+
     def snapshot_of(self, tenant: Tenant) -> Snapshot | None:
         """A copy of what `tenant` holds, wherever it is; None where it holds nothing."""
         return self.decoder.save() if self._tenant is tenant else tenant.snapshot
