@@ -160,8 +160,8 @@ class Compiled:
             CannotCache: this model has no KV cache.
             InputError, CapacityExceeded: an argument is wrong, or does not fit `max_tokens`.
         """
-        tenant, given = Tenant(), cast(GenerateArguments, {**self.defaults, **arguments})
-        with self.memory.turn(tenant) as decoder:
+        given = cast(GenerateArguments, {**self.defaults, **arguments})
+        with self.memory.visit() as decoder:
             if return_dict_in_generate:
                 return generate(decoder, input_ids, streamer=streamer, return_dict_in_generate=True, **given)
             return generate(decoder, input_ids, streamer=streamer, **given)
@@ -174,12 +174,15 @@ class Compiled:
     def _stream(self, steps: Iterator[Tensor]) -> Iterator[Tensor]:
         """Between two tokens the decoder may serve others."""
         tenant = Tenant()
-        while True:
-            with self.memory.turn(tenant):
-                tokens = next(steps, None)
-            if tokens is None:
-                return
-            yield tokens
+        try:
+            while True:
+                with self.memory.turn(tenant):
+                    tokens = next(steps, None)
+                if tokens is None:
+                    return
+                yield tokens
+        finally:
+            self.memory.forget(tenant)
 
     def conversation(self) -> Conversation:
         """Open a conversation: its `generate` appends tokens and goes on from what the cache holds.

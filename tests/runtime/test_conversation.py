@@ -176,6 +176,13 @@ def test_generate_within_generate_is_refused(llm: Compiled) -> None:
     assert llm.generate(turn(0), max_new_tokens=4).shape == (1, 9)
 
 
+def test_nothing_is_saved_for_a_call_that_failed(llm: Compiled, decoder: PlainDecoder) -> None:
+    with pytest.raises(InputError) as caught:
+        llm.generate(turn(0).float())
+    llm.generate(turn(0), max_new_tokens=2)
+    assert caught.value.todo and "save" not in [name for name, _ in decoder.calls]
+
+
 def test_what_a_conversation_does_not_take(llm: Compiled) -> None:
     conversation = llm.conversation()
     with pytest.raises(InputError, match=r"takes no attention_mask(.|\n)*one row without padding"):

@@ -52,6 +52,16 @@ class Memory:
         finally:
             self._busy = False
 
+    @contextmanager
+    def visit(self) -> Iterator[Decoder]:
+        """A turn of one whose tokens nobody wants afterwards."""
+        guest = Tenant()
+        try:
+            with self.turn(guest) as decoder:
+                yield decoder
+        finally:
+            self.forget(guest)
+
     def holds(self, tenant: Tenant) -> bool:
         """Whether the tokens of `tenant` are in the decoder or in its snapshot; if not, it takes them in again."""
         return tenant.snapshot is not None or self._tenant is tenant
