@@ -16,10 +16,12 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from trilithon import cli, compiler
+from runtime.plain_decoder import PlainDecoder
+from trilithon import Compiled, cli, compiler
 from trilithon.bench import candidates, demo
 from trilithon.bench.table import Table
 from trilithon.capture import hf, presets
+from trilithon.report.report import Report
 
 transformers.utils.logging.disable_progress_bar()  # on stderr, where tests read errors
 CAPACITY = 64  # tokens
@@ -222,6 +224,31 @@ def test_generate_draws_the_same_with_the_same_seed(run, folder):
     first, again, other = (run(*words, "--seed", seed).out.splitlines()[0] for seed in ("1", "1", "2"))
     assert first == again
     assert first != other
+
+
+def test_generate_stops_at_a_text(run, folder):
+    words = ("generate", folder, "--prompt", "Hello", "--max-new-tokens", "12", "--device", "cpu")
+    whole = run(*words).out.partition("\n\n")[0]
+    ran = run(*words, "--stop", whole[8:10], "--stop", "never there")
+    assert ran.code == 0, ran.err
+    assert ran.out.partition("\n\n")[0] == whole[:10]
+    random = run("generate", folder, "--prompt-tokens", "4", "--stop", "a", "--device", "cpu")
+    assert random.code == 1 and "--stop was given without a text" in random.err
+
+
+def test_generate_counts_drafts(run, folder, monkeypatch):
+    """The same tokens; the words are those of a decoder without tricks."""
+    model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+    report = Report(model="tiny", inputs=(), route="", sites=[])
+    made = Compiled(programs={}, report=report, build=None, decoder=PlainDecoder(model), max_tokens=CAPACITY, defaults={})
+    monkeypatch.setattr(compiler, "compile", lambda *args, **options: made)
+    words = ("generate", folder, "--prompt", "abababababab", "--max-new-tokens", "9", "--device", "cpu")
+    plain, drafted = run(*words), run(*words, "--prompt-lookup", "4", "--repetition-penalty", "1.0", "--min-new-tokens", "2")
+    assert drafted.code == 0, drafted.err
+    assert drafted.out.splitlines()[0] == plain.out.splitlines()[0]
+    assert re.search(r"tokens/s; \d+ of \d+ drafts accepted", drafted.out)
+    assert "drafts" not in plain.out
+    assert "between 1 and 15" in run(*words, "--prompt-lookup", "16").err
 
 
 def test_generate_that_does_not_fit(run, folder, compile_once):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, cast, overload
 
 import torch
 from torch import Tensor
 
 from trilithon.errors import CannotCache, CannotLower
 from trilithon.report.report import Report
+from trilithon.runtime.conversation import Conversation
 from trilithon.runtime.decoder import CachedDecoder
-from trilithon.runtime.generate import Streamer, generate, stream
+from trilithon.runtime.generate import generate, stream
+from trilithon.runtime.memory import Memory, Tenant
 from trilithon.runtime.program import Program
+from trilithon.runtime.protocol import Decoder, Streamer
 from trilithon.runtime.request import GenerateArguments
+from trilithon.runtime.run import Generated
 
 Build = Callable[[tuple[str, ...]], tuple[Program, Report]]
 
@@ -109,24 +114,83 @@ class Compiled:
         """How many calls did not meet a guard and ran the general program."""
         return sum(p.guard_failures for p in self._programs.values())
 
+    @cached_property
+    def memory(self) -> Memory:
+        """The decoder, and whose tokens it holds.
+
+        Raises:
+            CannotCache: as `decoder` does.
+        """
+        return Memory(cast(Decoder, self.decoder))
+
+    @overload
     def generate(
-        self, input_ids: Tensor, *, streamer: Streamer | None = None, **arguments: Unpack[GenerateArguments]
-    ) -> Tensor:
+        self,
+        input_ids: Tensor,
+        *,
+        streamer: Streamer | None = None,
+        return_dict_in_generate: Literal[False] = False,
+        **arguments: Unpack[GenerateArguments],
+    ) -> Tensor: ...
+
+    @overload
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        streamer: Streamer | None = None,
+        return_dict_in_generate: Literal[True],
+        **arguments: Unpack[GenerateArguments],
+    ) -> Generated: ...
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        streamer: Streamer | None = None,
+        return_dict_in_generate: bool = False,
+        **arguments: Unpack[GenerateArguments],
+    ) -> Tensor | Generated:
         """Continue each prompt; see `trilithon.runtime.generate.generate` for the arguments, which are Hugging Face's.
 
         Returns:
-            `[b, s + n]` int64, prompt included.
+            `[b, s + n]` int64, prompt included; or a `Generated` with scores, logits and counts of accepted drafts.
 
         Raises:
             CannotCache: this model has no KV cache.
             InputError, CapacityExceeded: an argument is wrong, or does not fit `max_tokens`.
         """
-        decoder = self.decoder
-        return generate(decoder, input_ids, streamer=streamer, **{**self.defaults, **arguments})
+        given = cast(GenerateArguments, {**self.defaults, **arguments})
+        with self.memory.visit() as decoder:
+            if return_dict_in_generate:
+                return generate(decoder, input_ids, streamer=streamer, return_dict_in_generate=True, **given)
+            return generate(decoder, input_ids, streamer=streamer, **given)
 
     def stream(self, input_ids: Tensor, **arguments: Unpack[GenerateArguments]) -> Iterator[Tensor]:
         """Yield the new tokens `[b]` of each step as they are made; arguments as in `generate`."""
-        return stream(self.decoder, input_ids, **{**self.defaults, **arguments})
+        given = cast(GenerateArguments, {**self.defaults, **arguments})
+        return self._stream(stream(self.memory.decoder, input_ids, **given))
+
+    def _stream(self, steps: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Between two tokens the decoder may serve others."""
+        tenant = Tenant()
+        try:
+            while True:
+                with self.memory.turn(tenant):
+                    tokens = next(steps, None)
+                if tokens is None:
+                    return
+                yield tokens
+        finally:
+            self.memory.forget(tenant)
+
+    def conversation(self) -> Conversation:
+        """Open a conversation: its `generate` appends tokens and goes on from what the cache holds.
+
+        Raises:
+            CannotCache: this model has no KV cache.
+        """
+        return Conversation(self.memory, self.defaults)
 
     def save(self, folder: str | Path) -> Path:
         """Write the engines and all else that `trilithon.load` needs; see `trilithon.artefact.save`."""

@@ -46,22 +46,20 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[TrilithonError], list[str]]] = {
     "mask_of_four_axes": ({"attention_mask": torch.ones(2, 1, 3, 3)}, InputError, ["got [2, 1, 3, 3]"]),
     "additive_mask": ({"attention_mask": mask("111", "111") * -1e4}, InputError, ["only 0 (padding) and 1", "additive"]),
     "segment_mask": ({"attention_mask": mask("112", "111")}, InputError, ["values up to 2", "segment numbers"]),
-    "right_padding": (
-        {"attention_mask": mask("111", "110")},
-        InputError,
-        ["row 1 of attention_mask is not left padding: it reads 1 1 0", "to the right", "tokenizer.padding_side='left'"],
-    ),
     "hole": (
         {"attention_mask": mask("101", "111")},
         InputError,
-        ["row 0 of attention_mask", "reads 1 0 1", "between tokens", "without gaps"],
+        ["row 0 of attention_mask has padding between tokens: it reads 1 0 1", "without gaps"],
     ),
-    "hole_and_right_padding": ({"attention_mask": mask("010", "111")}, InputError, ["reads 0 1 0", "to the right"]),
-    "row_of_padding": ({"attention_mask": mask("111", "000")}, InputError, ["row 1", "no token at all", "leave the row out"]),
-    "inferred_right_padding": (
-        {"pad_token_id": 10},
+    "row_of_padding": (
+        {"attention_mask": mask("111", "000")},
         InputError,
-        ["row 1 of the mask read off input_ids where pad_token_id=10", "reads 1 1 0", "or pass attention_mask yourself"],
+        ["row 1 of attention_mask is all padding", "no token at all", "leave the row out"],
+    ),
+    "inferred_hole": (
+        {"pad_token_id": 9},
+        InputError,
+        ["row 1 of the mask read off input_ids where pad_token_id=9", "reads 1 0 1", "or pass attention_mask yourself"],
     ),
     "no_new_tokens": ({"max_new_tokens": 0}, InputError, ["max_new_tokens must be", "got 0", "pass at least 1"]),
     "part_of_a_token": ({"max_new_tokens": 1.5}, InputError, ["whole number of tokens", "got 1.5"]),

@@ -73,6 +73,44 @@ class TokenText:
         return new
 
 
+class TokenPrinter:
+    """A streamer that writes the tokens of a one-row generation as they come, and times them from when it is made.
+
+    Args:
+        tokenizer: as `TokenText` takes it.
+        write: gets each piece of text; the prompt is not written.
+    """
+
+    def __init__(self, tokenizer: Any | None, write: Callable[[str], object]) -> None:
+        self._text, self._write = TokenText(tokenizer), write
+        self._prompt_came = False
+        self._arrivals = [time.perf_counter()]
+
+    def put(self, value: Tensor, /) -> None:
+        """The prompt, then the tokens of each step."""
+        if self._prompt_came:
+            for token in value.flatten().tolist():
+                self.add(token)
+        self._prompt_came = True
+
+    def add(self, token: int) -> None:
+        self._arrivals.append(time.perf_counter())
+        self._write(self._text.add(token))
+
+    def end(self) -> None:
+        self._write(self._text.rest())
+
+    @property
+    def ids(self) -> list[int]:
+        """The new tokens."""
+        return self._text.ids
+
+    @property
+    def speed(self) -> Speed:
+        start, *rest = self._arrivals
+        return Speed(len(rest), rest[0] - start, rest[-1] - start)
+
+
 def print_tokens(
     steps: Callable[[], Iterable[Tensor]], tokenizer: Any | None, write: Callable[[str], object]
 ) -> tuple[list[int], Speed]:
@@ -85,11 +123,8 @@ def print_tokens(
     Returns:
         The new tokens and their speed.
     """
-    text, arrivals = TokenText(tokenizer), [time.perf_counter()]
+    printer = TokenPrinter(tokenizer, write)
     for tokens in steps():
-        token = int(tokens[0])  # waits for the device: the token is there
-        arrivals.append(time.perf_counter())
-        write(text.add(token))
-    write(text.rest())
-    start, *rest = arrivals
-    return text.ids, Speed(len(rest), rest[0] - start, rest[-1] - start)
+        printer.add(int(tokens[0]))  # waits for the device: the token is there
+    printer.end()
+    return printer.ids, printer.speed

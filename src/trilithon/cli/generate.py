@@ -22,11 +22,16 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="Text to continue, for a model that has a tokenizer.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Continue so many random tokens instead of a text.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    min_new_tokens: Annotated[int, typer.Option(min=0, help="No end-of-text token before so many.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above it, tokens are drawn.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 = from all.")] = 50,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability together.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Draw no token less likely than this part of the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, tokens already seen become less likely.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of drawn tokens, random prompts and random weights.")] = 0,
     eos: Annotated[bool, typer.Option(help="Stop at the model's end-of-text token.")] = True,
+    stop: Annotated[list[str], typer.Option(help="Stop at this text; may be given several times.")] = [],  # noqa: B006
+    prompt_lookup: Annotated[int, typer.Option(help="Guess up to so many tokens (15 at most) from the text so far.")] = 0,
     backend: Backend = "auto",
     dtype: Dtype = None,
     device: Device = None,
@@ -36,7 +41,6 @@ def generate(
 ) -> None:
     """Continue a prompt, printing tokens as they come, then the speed."""
     from trilithon.artefact import is_artefact
-    from trilithon.bench.live import print_tokens
 
     tokenizer = _tokenizer(model, prompt, prompt_tokens)
     text = None if tokenizer is None else tokenizer(prompt, return_tensors="pt").input_ids
@@ -45,12 +49,30 @@ def generate(
     else:
         module = load(model, dtype, device, layers, seed)
         compiled, ids = _compile(module, backend, text, prompt_tokens, seed, max_new_tokens, max_tokens, not no_cache)
-    arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens} | ({} if eos else {"eos_token_id": None})
+    arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+    arguments |= {"repetition_penalty": repetition_penalty} | ({} if eos else {"eos_token_id": None})
     if temperature > 0:
-        arguments |= {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        draw = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        arguments |= draw | {"seed": seed}
+    arguments |= _stops(stop, tokenizer) | ({"prompt_lookup_num_tokens": prompt_lookup} if prompt_lookup else {})
     _write(str(prompt) if tokenizer else f"[{ids.shape[1]} random tokens] ")
-    _, speed = print_tokens(lambda: compiled.stream(ids, **arguments), tokenizer, _write)
-    print(f"\n\n{speed}")
+    print(f"\n\n{_print_generated(compiled, ids, tokenizer, arguments)}")
+
+
+def _stops(stop: list[str], tokenizer: Any | None) -> dict[str, Any]:
+    if stop and tokenizer is None:
+        raise InputError("--stop was given without a text", why="random tokens have no text to stop at", todo="leave it out")
+    return {"stop_strings": stop, "tokenizer": tokenizer} if stop else {}
+
+
+def _print_generated(compiled: Compiled, ids: Tensor, tokenizer: Any | None, arguments: dict[str, Any]) -> str:
+    """Print the tokens as they come; the speed in words."""
+    from trilithon.bench.live import TokenPrinter
+
+    printer = TokenPrinter(tokenizer, _write)
+    result = compiled.generate(ids, streamer=printer, return_dict_in_generate=True, **arguments)
+    drafts = f"; {result.accepted} of {result.drafted} drafts accepted" if "prompt_lookup_num_tokens" in arguments else ""
+    return f"{printer.speed}{drafts}"
 
 
 def _compile(

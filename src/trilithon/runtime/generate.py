@@ -2,105 +2,130 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from typing import Protocol, Unpack
+from dataclasses import replace
+from typing import Literal, Unpack, overload
 
-import torch
 from torch import Tensor
 
 from trilithon.errors import InputError
+from trilithon.runtime.protocol import Decoder, Streamer
 from trilithon.runtime.request import GenerateArguments, Request, make_request
-from trilithon.runtime.sampling import SeenTokens, next_tokens
+from trilithon.runtime.run import Generated, Run, TokenRun
+from trilithon.runtime.speculate import LookupRun
 
 EOS_CHECK_STEPS = 8  # how often the host asks the device whether every row has finished
 
 
-class Decoder(Protocol):
-    """A compiled prefill and decode over one static KV cache.
-
-    Attributes:
-        cache_tokens: capacity of a row of the cache, prompt and generated tokens together.
-        device: where ids go in and logits come out.
-    """
-
-    @property
-    def cache_tokens(self) -> int: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def prefill(self, input_ids: Tensor, pad: Tensor) -> Tensor:
-        """Reset the cache, take in the prompts and return the logits of their last position.
-
-        Args:
-            input_ids: `[b s]` int64, left padded.
-            pad: `[b]` int64, left padding tokens in each row.
-
-        Returns:
-            `[b v]`; may be a buffer that the next call overwrites.
-        """
-        ...
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Take in one token `[b]` int64 a row and return the logits `[b v]` of the next position, as `prefill` does."""
-        ...
+@overload
+def generate(
+    decoder: Decoder,
+    input_ids: Tensor,
+    *,
+    streamer: Streamer | None = None,
+    return_dict_in_generate: Literal[False] = False,
+    **arguments: Unpack[GenerateArguments],
+) -> Tensor: ...
 
 
-class Streamer(Protocol):
-    """What receives tokens while they are made; transformers' `TextStreamer` is one."""
-
-    def put(self, value: Tensor, /) -> None: ...
-
-    def end(self) -> None: ...
+@overload
+def generate(
+    decoder: Decoder,
+    input_ids: Tensor,
+    *,
+    streamer: Streamer | None = None,
+    return_dict_in_generate: Literal[True],
+    **arguments: Unpack[GenerateArguments],
+) -> Generated: ...
 
 
 def generate(
-    decoder: Decoder, input_ids: Tensor, *, streamer: Streamer | None = None, **arguments: Unpack[GenerateArguments]
-) -> Tensor:
+    decoder: Decoder,
+    input_ids: Tensor,
+    *,
+    streamer: Streamer | None = None,
+    return_dict_in_generate: bool = False,
+    **arguments: Unpack[GenerateArguments],
+) -> Tensor | Generated:
     """Continue each prompt, token by token. Names, defaults and output are those of Hugging Face's `generate`.
 
     Args:
-        decoder: the compiled model; its cache is reset.
-        input_ids: `[b s]`, integer token ids on the decoder's device, left padded if the prompts differ in length.
-        attention_mask: `[b s]`, 0 for padding and 1 for tokens, each row zeros then ones. Default: all ones, or, as
-            in Hugging Face, `input_ids != pad_token_id` where that is given and is no `eos_token_id`.
+        decoder: the compiled model; what it holds is forgotten.
+        input_ids: `[b s]`, integer token ids on the decoder's device, padded if the prompts differ in length.
+        attention_mask: `[b s]`, 0 for padding and 1 for tokens; each row's tokens stand together, with padding to
+            the left or to the right. Default: all ones, or, as in Hugging Face, `input_ids != pad_token_id` where that is
+            given and is no `eos_token_id`.
         max_new_tokens: most tokens to add to a row. Default: up to `max_length`, else 20 or what the cache holds.
         max_length: most tokens of a row, prompt (with padding) included; `max_new_tokens` wins over it.
+        min_new_tokens: an `eos_token_id` is not chosen before so many.
         eos_token_id: the token or tokens that finish a row. Default: none does, and no token is read on the host
             until the end.
-        pad_token_id: fills finished rows. Default: the first `eos_token_id`.
-        do_sample, temperature, top_k, top_p, repetition_penalty: see `Sampling`. Defaults: greedy; when sampling,
-            1.0, 50, 1.0, 1.0. None switches one off.
+        pad_token_id: fills finished rows. Default: the first `eos_token_id`. Without `eos_token_id` a row that something
+            else finished goes on until all rows have finished, as in Hugging Face.
+        stop_strings: text that finishes a row as soon as a token completes it, also across tokens; needs
+        tokenizer: whose `decode` gives the text. The tokens are read on the host in each step.
+        do_sample, temperature, top_k, top_p, min_p, repetition_penalty: see `Sampling`. Defaults: greedy; when sampling,
+            1.0, 50, 1.0, none. None switches one off.
         seed: makes sampling repeatable; or
         generator: the source of randomness, on the decoder's device. With `eos_token_id` it may have been drawn from
             for up to 7 steps more than were returned.
         num_return_sequences: sequences a prompt, next to each other in the output; more than 1 only when sampling.
-        streamer: its `put` gets the prompt `[1 s]`, then each token `[1]`, on the CPU; then `end`. One row only.
+        logits_processor: callables `(input_ids [b n], scores [b v]) -> scores`, applied behind the penalty and before
+            temperature, top-k, top-p and min-p.
+        stopping_criteria: callables `(input_ids [b n], scores) -> [b] bool`, called after each token; `scores` is the tuple
+            gathered so far, or None without `output_scores`.
+        prompt_lookup_num_tokens: guess up to so many tokens (at most 15) from what followed the row's last tokens earlier,
+            and check them in one step. Greedy tokens are the same, in fewer steps where text repeats itself.
+        max_matching_ngram_size: most last tokens that are looked up; default 2.
+        streamer: its `put` gets the prompt `[1 s]`, then each token `[1]` (with drafts: the tokens of a step `[1 n]`),
+            on the CPU; then `end`. One row only.
+        return_dict_in_generate: return a `Generated`, which also has what these ask for:
+        output_scores, output_logits: with drafts, zeros where a row had finished.
 
     Returns:
         `[b * num_return_sequences, s + n]` int64 on the decoder's device: the prompt and n new tokens, where n ends at
-        the step in which the last row finished.
+        the step in which the last row finished. New tokens start at column s in each row; a prompt that was padded
+        at the right has its padding at the left here, so that each row is without gaps.
 
     Raises:
         InputError: an argument is unknown or has a wrong type, dtype, rank, shape, device or value.
         CapacityExceeded: prompt and new tokens do not fit `decoder.cache_tokens`.
     """
     request = make_request(decoder.cache_tokens, decoder.device, input_ids, **arguments)
+    if not return_dict_in_generate:
+        request = without_outputs(request)
+    run = run_to_end(decoder, request, streamer, shown=request.input_ids)
+    return run.generated() if return_dict_in_generate else run.sequences()
+
+
+def without_outputs(request: Request) -> Request:
+    """The request of a caller who gets only the sequences; warns if it asks for more."""
+    if request.output_scores or request.output_logits:
+        unused = "output_scores" if request.output_scores else "output_logits"
+        warnings.warn(f"{unused} has no effect without return_dict_in_generate=True", stacklevel=3)
+    return replace(request, output_scores=False, output_logits=False)
+
+
+def run_to_end(decoder: Decoder, request: Request, streamer: Streamer | None, shown: Tensor) -> Run:
+    """Make all tokens of a request.
+
+    Args:
+        shown: `[b s]`, what a streamer gets as the prompt.
+    """
     if streamer is not None:
         _check_one_row(request)
-        streamer.put(request.input_ids.cpu())
-    check_steps = EOS_CHECK_STEPS if streamer is None else 1
-    columns: list[Tensor] = []
-    for tokens, unfinished in _steps(decoder, request):
-        columns.append(tokens)
+        streamer.put(shown.cpu())
+    run = make_run(request)
+    seldom = streamer is None and not request.asks_host
+    for n, tokens in enumerate(run.steps(decoder), start=1):
         if streamer is not None:
-            streamer.put(tokens.cpu())
-        if request.eos is not None and len(columns) % check_steps == 0 and not bool(unfinished.any()):
+            streamer.put(run.as_streamed(tokens))
+        if request.can_stop and (not seldom or n % EOS_CHECK_STEPS == 0) and run.is_finished():
             break
     if streamer is not None:
         streamer.end()
-    new = torch.stack(columns, 1)
-    return torch.cat([request.input_ids, new if request.eos is None else _trim(new, request.eos)], 1)
+    return run
 
 
 def stream(decoder: Decoder, input_ids: Tensor, **arguments: Unpack[GenerateArguments]) -> Iterator[Tensor]:
@@ -117,43 +142,15 @@ def stream(decoder: Decoder, input_ids: Tensor, **arguments: Unpack[GenerateArgu
 
 
 def _stream(decoder: Decoder, request: Request) -> Iterator[Tensor]:
-    for tokens, unfinished in _steps(decoder, request):
-        yield tokens
-        if request.eos is not None and not bool(unfinished.any()):
+    run = make_run(request)
+    for tokens in run.steps(decoder):
+        yield from tokens.unbind(1)
+        if request.can_stop and run.is_finished():
             return
 
 
-@torch.no_grad()
-def _steps(decoder: Decoder, request: Request) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the tokens `[b]` of each step and which rows go on `[b]` bool; the host never waits for the device."""
-    logits = decoder.prefill(request.input_ids, request.pad)
-    seen = _seen_prompt(request, logits) if request.sampling.penalises else None
-    unfinished = torch.ones(len(request.input_ids), dtype=torch.bool, device=logits.device)
-    for left in reversed(range(request.new_tokens)):
-        tokens = next_tokens(logits, request.sampling, seen.mask if seen else None, request.generator)
-        if request.eos is not None and request.pad_token_id is not None:
-            tokens = torch.where(unfinished, tokens, request.pad_token_id)
-            unfinished = unfinished & ~torch.isin(tokens, request.eos)
-        yield tokens, unfinished
-        if seen:
-            seen.add(tokens[:, None])
-        if left:
-            logits = decoder.decode(tokens)
-
-
-def _seen_prompt(request: Request, logits: Tensor) -> SeenTokens:
-    rows, vocabulary = logits.shape
-    seen = SeenTokens(rows, vocabulary, logits.device)
-    positions = torch.arange(request.input_ids.shape[1], device=logits.device)
-    seen.add(request.input_ids, valid=positions >= request.pad[:, None])
-    return seen
-
-
-def _trim(new: Tensor, eos: Tensor) -> Tensor:
-    """Cut the steps `[b n]` after the one in which the last row finished."""
-    finished = torch.isin(new, eos).cumsum(1) > 0
-    unfinished_steps = int((~finished.all(0)).sum())
-    return new[:, : unfinished_steps + 1]
+def make_run(request: Request) -> Run:
+    return TokenRun(request) if request.lookup is None else LookupRun(request, request.lookup)
 
 
 def _check_one_row(request: Request) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from trilithon.errors import CapacityExceeded, InputError
+from trilithon.runtime.lookup import Lookup, make_lookup, refuse_ragged
+from trilithon.runtime.prompts import check_ids, pad_left, same_device
+from trilithon.runtime.protocol import LogitsProcessor, StoppingCriterion, Tokenizer
 from trilithon.runtime.sampling import Sampling
+from trilithon.runtime.stops import Stops, make_stops
 
 DEFAULT_NEW_TOKENS = 20  # Hugging Face's, when neither max_new_tokens nor max_length is given
 
@@ -23,16 +26,55 @@ class GenerateArguments(TypedDict, total=False):
     attention_mask: Tensor | None
     max_new_tokens: int | None
     max_length: int | None
+    min_new_tokens: int | None
     eos_token_id: int | Sequence[int] | None
     pad_token_id: int | None
+    stop_strings: str | Sequence[str] | None
+    tokenizer: Tokenizer | None
     do_sample: bool
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    min_p: float | None
     repetition_penalty: float | None
     seed: int | None
     generator: torch.Generator | None
     num_return_sequences: int
+    logits_processor: Sequence[LogitsProcessor] | None
+    stopping_criteria: Sequence[StoppingCriterion] | None
+    prompt_lookup_num_tokens: int | None
+    max_matching_ngram_size: int | None
+    output_scores: bool
+    output_logits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arguments:
+    """`GenerateArguments` with their defaults."""
+
+    attention_mask: Tensor | None = None
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_new_tokens: int | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | None = None
+    stop_strings: str | Sequence[str] | None = None
+    tokenizer: Tokenizer | None = None
+    do_sample: bool = False
+    temperature: float | None = 1.0
+    top_k: int | None = 50
+    top_p: float | None = 1.0
+    min_p: float | None = None
+    repetition_penalty: float | None = 1.0
+    seed: int | None = None
+    generator: torch.Generator | None = None
+    num_return_sequences: int = 1
+    logits_processor: Sequence[LogitsProcessor] | None = None
+    stopping_criteria: Sequence[StoppingCriterion] | None = None
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    output_scores: bool = False
+    output_logits: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,72 +85,89 @@ class Request:
         input_ids: `[b s]` int64, left padded; b counts the returned sequences.
         pad: `[b]` int64, left padding tokens in each row, each less than s.
         new_tokens: most tokens to make for a row, >= 1.
+        min_new_tokens: an `eos` token is not chosen before so many.
         eos: `[n]` int64, tokens that finish a row; None = no token does.
         pad_token_id: what a finished row is filled with; None only when `eos` is None.
+        stops: what else finishes a row.
+        processors: change the scores, after the penalty and before temperature, top-k, top-p and min-p.
         generator: source of randomness on the decoder's device; None = torch's own.
+        lookup: speculate with drafts from the row's own tokens; None = one token a step.
+        output_scores, output_logits: gather them.
+        held: tokens of the (one) row that the decoder holds already.
     """
 
     input_ids: Tensor
     pad: Tensor
     new_tokens: int
+    min_new_tokens: int
     eos: Tensor | None
     pad_token_id: int | None
+    stops: Stops
     sampling: Sampling
+    processors: tuple[LogitsProcessor, ...]
     generator: torch.Generator | None
+    lookup: Lookup | None
+    output_scores: bool
+    output_logits: bool
+    held: int = 0
+
+    @property
+    def asks_host(self) -> bool:
+        """Whether something on the host is to be called after each token, and not after others."""
+        return bool(self.stops) or bool(self.processors)
+
+    @property
+    def can_stop(self) -> bool:
+        return self.eos is not None or bool(self.stops)
 
 
-def make_request(
-    cache_tokens: int,
-    device: torch.device,
-    input_ids: Tensor,
-    *,
-    attention_mask: Tensor | None = None,
-    max_new_tokens: int | None = None,
-    max_length: int | None = None,
-    eos_token_id: int | Sequence[int] | None = None,
-    pad_token_id: int | None = None,
-    do_sample: bool = False,
-    temperature: float | None = 1.0,
-    top_k: int | None = 50,
-    top_p: float | None = 1.0,
-    repetition_penalty: float | None = 1.0,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    num_return_sequences: int = 1,
-    **unknown: object,
-) -> Request:
+def make_request(cache_tokens: int, device: torch.device, input_ids: Tensor, **arguments: Unpack[GenerateArguments]) -> Request:
     """Check the arguments of `generate` (see there) against a decoder's capacity and device.
 
     Raises:
         InputError: an argument is unknown or has a wrong type, dtype, rank, shape, device or value.
         CapacityExceeded: prompt and new tokens do not fit `cache_tokens`.
     """
-    _refuse_unknown(unknown)
-    _check_ids(input_ids, device)
-    eos = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
-    filler = None if pad_token_id in eos else pad_token_id  # Hugging Face's rule for reading a mask off the ids
-    sampling = _sampling(do_sample, temperature, top_k, top_p, repetition_penalty)
-    copies = _count_copies(num_return_sequences, sampling)
+    _refuse_unknown(arguments)
+    a = _Arguments(**arguments)
+    check_ids(input_ids, device)
+    eos = [a.eos_token_id] if isinstance(a.eos_token_id, int) else list(a.eos_token_id or ())
+    filler = None if a.pad_token_id in eos else a.pad_token_id  # Hugging Face's rule for reading a mask off the ids
+    sampling = _sampling(a)
+    copies = _count_copies(a.num_return_sequences, sampling)
+    ids, pad = pad_left(input_ids, a.attention_mask, filler)
+    new = _count_new_tokens(input_ids.shape[1], cache_tokens, a.max_new_tokens, a.max_length)
+    stops = make_stops(a.stop_strings, a.tokenizer, a.stopping_criteria)
+    processors = _processors(a.logits_processor)
+    lookup = make_lookup(a.prompt_lookup_num_tokens, a.max_matching_ngram_size)
+    if lookup is not None and len(input_ids) * copies > 1:
+        refuse_ragged(len(input_ids) * copies, stops, bool(processors), bool(eos))
     return Request(
-        input_ids=input_ids.long().repeat_interleave(copies, 0),
-        pad=_left_padding(attention_mask, input_ids, filler).repeat_interleave(copies, 0),
-        new_tokens=_count_new_tokens(input_ids.shape[1], cache_tokens, max_new_tokens, max_length),
+        input_ids=ids.repeat_interleave(copies, 0),
+        pad=pad.repeat_interleave(copies, 0),
+        new_tokens=new,
+        min_new_tokens=_count_min_new_tokens(a.min_new_tokens, new),
         eos=torch.tensor(eos, device=device) if eos else None,
-        pad_token_id=eos[0] if pad_token_id is None and eos else pad_token_id,
+        pad_token_id=eos[0] if a.pad_token_id is None and eos else a.pad_token_id,
+        stops=stops,
         sampling=sampling,
-        generator=_random_source(seed, generator, device),
+        processors=processors,
+        generator=_random_source(a.seed, a.generator, device),
+        lookup=lookup,
+        output_scores=a.output_scores,
+        output_logits=a.output_logits,
     )
 
 
-def _refuse_unknown(unknown: dict[str, object]) -> None:
+def _refuse_unknown(arguments: Any) -> None:
+    known = [field.name for field in fields(_Arguments)]
+    unknown = [name for name in arguments if name not in known]
     if not unknown:
         return
-    name, value = next(iter(unknown.items()))
-    parameters = inspect.signature(make_request).parameters.values()
-    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY] + ["streamer"]
+    name, known = unknown[0], [*known, "streamer", "return_dict_in_generate"]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     raise InputError(
-        f"generate has no argument {name} (got {name}={value!r})",
+        f"generate has no argument {name} (got {name}={arguments[name]!r})",
         why="an argument that is not understood could change the tokens, so none is ignored",
         todo=f"did you mean {close[0]}? The arguments are: {', '.join(known)}"
         if close
@@ -116,107 +175,16 @@ def _refuse_unknown(unknown: dict[str, object]) -> None:
     )
 
 
-def _check_ids(input_ids: Tensor, device: torch.device) -> None:
-    if not isinstance(input_ids, Tensor):
-        raise InputError(
-            f"input_ids must be a tensor [b s] of token ids, got {type(input_ids).__name__}",
-            todo="pass torch.tensor([[1, 2, 3]]), or tokenizer(text, return_tensors='pt').input_ids",
-        )
-    shape = list(input_ids.shape)
-    if input_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise InputError(
-            f"input_ids must hold integers, got {input_ids.dtype} {shape}",
-            why="token ids are rows of the embedding table",
-            todo="pass input_ids.long() if the values are ids; embeddings and text are not accepted",
-        )
-    if input_ids.dim() != 2:
-        raise InputError(
-            f"input_ids must be [b s], one row a prompt, got {shape}",
-            todo="pass input_ids[None] for a single prompt" if input_ids.dim() == 1 else "pass one row of ids a prompt",
-        )
-    if input_ids.numel() == 0:
-        raise InputError(
-            f"input_ids is empty: {shape}",
-            why="the first new token is read off the logits of the last prompt token",
-            todo="pass at least one row with at least one token, for example the tokenizer's bos_token_id",
-        )
-    if not _same_device(input_ids.device, device):
-        raise InputError(
-            f"input_ids is on {input_ids.device}, but the model was compiled for {device}",
-            todo=f"pass input_ids.to('{device}'), and attention_mask likewise",
-        )
-    lowest = int(input_ids.min())
-    if lowest < 0:
-        raise InputError(
-            f"input_ids holds {lowest}",
-            why="a token id is a row of the embedding table, 0 or more",
-            todo="use the tokenizer's pad id with an attention_mask instead of a negative filler",
-        )
-
-
-def _same_device(a: torch.device, b: torch.device) -> bool:
-    return a.type == b.type and (a.index is None or b.index is None or a.index == b.index)
-
-
-def _sampling(
-    do_sample: bool, temperature: float | None, top_k: int | None, top_p: float | None, repetition_penalty: float | None
-) -> Sampling:
+def _sampling(a: _Arguments) -> Sampling:
     """Hugging Face's None switches a setting off."""
     return Sampling(
-        do_sample=do_sample,
-        temperature=1.0 if temperature is None else temperature,
-        top_k=0 if top_k is None else top_k,
-        top_p=1.0 if top_p is None else top_p,
-        repetition_penalty=1.0 if repetition_penalty is None else repetition_penalty,
+        do_sample=a.do_sample,
+        temperature=1.0 if a.temperature is None else a.temperature,
+        top_k=0 if a.top_k is None else a.top_k,
+        top_p=1.0 if a.top_p is None else a.top_p,
+        min_p=0.0 if a.min_p is None else a.min_p,
+        repetition_penalty=1.0 if a.repetition_penalty is None else a.repetition_penalty,
     )
-
-
-def _left_padding(mask: Tensor | None, input_ids: Tensor, filler: int | None) -> Tensor:
-    """Number of left padding tokens a row, `[b]` int64 on the device of the ids; a mask of any other form is refused.
-
-    Without a mask, tokens that equal `filler` are padding; None = no token is.
-    """
-    rows, tokens = input_ids.shape
-    source = "attention_mask"
-    if mask is None:
-        if filler is None:
-            return torch.zeros(rows, dtype=torch.int64, device=input_ids.device)
-        mask, source = input_ids.ne(filler), f"the mask read off input_ids where pad_token_id={filler}"
-    if mask.shape != input_ids.shape:
-        raise InputError(
-            f"attention_mask must be [b s] = {[rows, tokens]} as input_ids is, got {list(mask.shape)}",
-            why="it says of each prompt token whether it is padding",
-            todo="pass the attention_mask that the tokenizer returned with these input_ids",
-        )
-    values = mask.detach().cpu()
-    if not bool(((values == 0) | (values == 1)).all()):
-        raise InputError(
-            f"attention_mask must hold only 0 (padding) and 1 (token), got values up to {values.max().item()}",
-            todo="pass the tokenizer's attention_mask, not an additive mask or a mask of segment numbers",
-        )
-    padding = values == 0
-    count = padding.sum(1)
-    expected = torch.arange(tokens) < count[:, None]
-    wrong = (padding != expected).any(1) | (count == tokens)
-    if bool(wrong.any()):
-        row = int(wrong.int().argmax())
-        raise _not_left_padding(padding[row], row, source)
-    return count.to(input_ids.device)
-
-
-def _not_left_padding(padding: Tensor, row: int, source: str) -> InputError:
-    shown = " ".join("0" if p else "1" for p in padding[:24].tolist()) + (" ..." if len(padding) > 24 else "")
-    tokens = padding.logical_not().nonzero().flatten().tolist()
-    todo = "set tokenizer.padding_side='left' and tokenize again"
-    if not tokens:
-        why, todo = "the row has no token at all", "leave the row out, or give it at least one token"
-    elif bool(padding[tokens[0] : tokens[-1]].any()):
-        why, todo = "there is padding between tokens", "pass each row as its padding, then its tokens, without gaps"
-    else:
-        why = "the padding stands to the right, so the next token would follow padding"
-    if source != "attention_mask":
-        todo += "; or pass attention_mask yourself"
-    return InputError(f"row {row} of {source} is not left padding: it reads {shown}", why=why, todo=todo)
 
 
 def _count_copies(num_return_sequences: int, sampling: Sampling) -> int:
@@ -255,9 +223,31 @@ def _count_new_tokens(prompt: int, cache_tokens: int, max_new_tokens: int | None
     return new
 
 
+def _count_min_new_tokens(least: int | None, most: int) -> int:
+    if least is None:
+        return 0
+    if isinstance(least, bool) or not isinstance(least, int) or not 0 <= least <= most:
+        raise InputError(
+            f"min_new_tokens={least!r} must be a whole number between 0 and {most}",
+            why=f"no row gets more than {most} new tokens",
+            todo=f"pass min_new_tokens={most} or less, or raise max_new_tokens",
+        )
+    return least
+
+
+def _processors(processors: Sequence[LogitsProcessor] | None) -> tuple[LogitsProcessor, ...]:
+    for processor in processors or ():
+        if not callable(processor):
+            raise InputError(
+                f"logits_processor holds a {type(processor).__name__}, which cannot be called",
+                todo="pass a list of callables (input_ids, scores) -> scores, such as transformers' LogitsProcessor",
+            )
+    return tuple(processors or ())
+
+
 def _random_source(seed: int | None, generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
     if seed is None:
-        if generator is not None and not _same_device(generator.device, device):
+        if generator is not None and not same_device(generator.device, device):
             raise InputError(
                 f"the generator is on {generator.device}, but the model was compiled for {device}",
                 why="tokens are drawn where the logits are",

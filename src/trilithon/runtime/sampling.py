@@ -1,4 +1,4 @@
-"""From logits to the next token, in Hugging Face's order: repetition penalty, temperature, top-k, top-p, draw."""
+"""From logits to the next token, in Hugging Face's order: repetition penalty, temperature, top-k, top-p, min-p, draw."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Sampling:
         temperature: logits are divided by it; > 0. Used only with `do_sample`.
         top_k: tokens kept before drawing; 0 keeps all. Used only with `do_sample`.
         top_p: probability mass kept before drawing, in [0, 1]; 1 keeps all. Used only with `do_sample`.
+        min_p: tokens less probable than this part of the likeliest token's probability are removed, in [0, 1]; 0 keeps all.
+            Used only with `do_sample`.
         repetition_penalty: logits of tokens already seen are divided by it if positive, multiplied if negative;
             > 0, 1 changes nothing. Used with and without `do_sample`; left padding does not count as seen.
 
@@ -34,6 +36,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
@@ -41,6 +44,7 @@ class Sampling:
             ("temperature", self.temperature > 0, "a number above 0; do_sample=False takes the most likely token"),
             ("top_k", self.top_k == int(self.top_k) and self.top_k >= 0, "a whole number of tokens; 0 keeps all of them"),
             ("top_p", 0 <= self.top_p <= 1, "a probability between 0 and 1; 1 keeps all tokens"),
+            ("min_p", 0 <= self.min_p <= 1, "a part between 0 and 1 of the likeliest token's probability; 0 keeps all tokens"),
             ("repetition_penalty", self.repetition_penalty > 0, "a number above 0; 1 changes nothing"),
         ):
             if not ok:
@@ -54,7 +58,7 @@ class Sampling:
         unused = [
             f"{field.name}={getattr(self, field.name)}"
             for field in fields(self)
-            if field.name in ("temperature", "top_k", "top_p") and getattr(self, field.name) != field.default
+            if field.name in ("temperature", "top_k", "top_p", "min_p") and getattr(self, field.name) != field.default
         ]
         if unused:
             warnings.warn(
@@ -74,22 +78,42 @@ def process_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = Non
         seen: `[b v]` bool, the tokens that the repetition penalty applies to (see `SeenTokens`); None = none.
 
     Returns:
-        `[b v]` float32; -inf where top-k or top-p removed a token.
+        `[b v]` float32; -inf where top-k, top-p or min-p removed a token.
+    """
+    return warp(penalise(logits.float(), sampling, seen), sampling)
+
+
+def penalise(scores: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
+    """The repetition penalty on scores `[b v]` float32."""
+    if seen is None or not sampling.penalises:
+        return scores
+    penalty = sampling.repetition_penalty
+    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def warp(scores: Tensor, sampling: Sampling) -> Tensor:
+    """What sampling does to scores `[b v]` float32; nothing without `do_sample`.
 
     Source: transformers `generation/logits_process.py`, the same operations in the same order, so that ties at the
     border of top-k and top-p fall alike.
     """
-    scores = logits.float()
-    if seen is not None and sampling.penalises:
-        penalty = sampling.repetition_penalty
-        scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
     if not sampling.do_sample:
         return scores
     if sampling.temperature != 1:
         scores = scores / sampling.temperature
     if sampling.top_k:
         scores = _keep_top_k(scores, sampling.top_k)
-    return _keep_top_p(scores, sampling.top_p) if sampling.top_p < 1 else scores
+    if sampling.top_p < 1:
+        scores = _keep_top_p(scores, sampling.top_p)
+    return _keep_min_p(scores, sampling.min_p) if sampling.min_p else scores
+
+
+def pick(scores: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+    """The token `[b]` int64 that processed scores `[b v]` give, without waiting for the device.
+
+    A draw is the one that `torch.multinomial(probabilities, 1)` makes with the same generator state.
+    """
+    return _draw(scores.softmax(-1), generator) if sampling.do_sample else scores.argmax(-1)
 
 
 def next_tokens(
@@ -103,12 +127,11 @@ def next_tokens(
         generator: source of randomness on the device of `logits`; None = torch's own.
 
     Returns:
-        `[b]` int64. The draw is the one that `torch.multinomial(probabilities, 1)` makes with the same generator state.
+        `[b]` int64, see `pick`.
     """
     if not sampling.do_sample and not sampling.penalises:
         return logits.argmax(-1)
-    scores = process_logits(logits, sampling, seen)
-    return _draw(scores.softmax(-1), generator) if sampling.do_sample else scores.argmax(-1)
+    return pick(process_logits(logits, sampling, seen), sampling, generator)
 
 
 class SeenTokens:
@@ -127,6 +150,11 @@ class SeenTokens:
     def mask(self) -> Tensor:
         """`[b v]` bool."""
         return self._with_bin[:, :-1]
+
+    def copy(self) -> SeenTokens:
+        other = SeenTokens(len(self._with_bin), self._vocabulary, self._with_bin.device)
+        other._with_bin.copy_(self._with_bin)
+        return other
 
     def add(self, tokens: Tensor, valid: Tensor | None = None) -> None:
         """Mark tokens as seen.
@@ -150,6 +178,13 @@ def _keep_top_p(scores: Tensor, top_p: float) -> Tensor:
     removed = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
     removed[..., -1] = False
     return scores.masked_fill(removed.scatter(1, order, removed), _BLOCKED)
+
+
+def _keep_min_p(scores: Tensor, min_p: float) -> Tensor:
+    probabilities = scores.softmax(-1)
+    removed = probabilities < min_p * probabilities.amax(-1, keepdim=True)
+    kept = probabilities.topk(1, dim=-1).indices
+    return scores.masked_fill(removed.scatter(-1, kept, False), _BLOCKED)
 
 
 def _draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,0 +1,163 @@
+"""One generation under way, a token a step: what its rows hold, and which of them go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trilithon.runtime.choose import Chooser
+from trilithon.runtime.protocol import Decoder
+from trilithon.runtime.request import Request
+
+EXTEND_TOKENS = 64  # taken in at once behind what is held: the logits of each of them are made
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What `generate` returns with `return_dict_in_generate=True`.
+
+    Attributes:
+        sequences: `[b, s + n]` int64, prompt included.
+        scores: with `output_scores`, for each new token what it was taken from, `[b v]` float32, processed.
+        logits: with `output_logits`, for each new token the model's own, `[b v]` float32.
+        drafted: with `prompt_lookup_num_tokens`, how many drafts were tried, in all rows together.
+        accepted: how many of them were kept: each is a step less.
+    """
+
+    sequences: Tensor
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    drafted: int = 0
+    accepted: int = 0
+
+
+class Run(Protocol):
+    """One generation under way.
+
+    Attributes:
+        cached: tokens of a row, with its padding, that the decoder holds.
+    """
+
+    @property
+    def cached(self) -> int: ...
+
+    def steps(self, decoder: Decoder) -> Iterator[Tensor]:
+        """Yield the new tokens `[b n]` of each step that all rows have now, finished ones filled."""
+        ...
+
+    def is_finished(self) -> bool:
+        """Whether every row is; may wait for the device."""
+        ...
+
+    def as_streamed(self, tokens: Tensor) -> Tensor:
+        """Tokens `[1 n]` of a step, as Hugging Face hands them to a streamer."""
+        ...
+
+    def sequences(self) -> Tensor:
+        """`[b, s + n]`, see `generate`."""
+        ...
+
+    def generated(self) -> Generated: ...
+
+
+def first_logits(decoder: Decoder, request: Request) -> Tensor:
+    """Take in what the decoder does not hold yet of the prompts; the logits `[b v]` of their last tokens."""
+    if not request.held:
+        return decoder.prefill(request.input_ids, request.pad)
+    fresh = request.input_ids[:, request.held :]
+    if fresh.shape[1] == 1:
+        return decoder.decode(fresh[:, 0])
+    logits = fresh
+    for piece in fresh.split(EXTEND_TOKENS, 1):
+        logits = decoder.extend(piece)
+    return logits[:, -1]
+
+
+class TokenRun:
+    """A `Run` that makes one token a row in each step; without stops and processors the host never waits for the device."""
+
+    def __init__(self, request: Request) -> None:
+        rows, tokens = request.input_ids.shape
+        device = request.input_ids.device
+        self.request, self.cached, self._columns = request, 0, tokens
+        new = torch.zeros(rows, request.new_tokens, dtype=torch.int64, device=device)
+        self._ids = torch.cat([request.input_ids, new], 1)
+        self._unfinished = torch.ones(rows, dtype=torch.bool, device=device)
+        self._scores: list[Tensor] = []
+        self._logits: list[Tensor] = []
+
+    @torch.no_grad()
+    def steps(self, decoder: Decoder) -> Iterator[Tensor]:
+        """See `Run`."""
+        request = self.request
+        logits = first_logits(decoder, request)
+        self.cached = self._columns
+        chooser = Chooser(request, logits.shape[-1])
+        for left in reversed(range(request.new_tokens)):
+            tokens = self._take(logits, chooser)
+            yield tokens[:, None]
+            chooser.add(tokens[:, None])
+            if left:
+                logits = decoder.decode(tokens)
+                self.cached += 1
+
+    def _take(self, logits: Tensor, chooser: Chooser) -> Tensor:
+        """Choose the next token `[b]` of each row, and note which rows it finishes."""
+        request = self.request
+        if request.output_logits:
+            self._logits.append(logits.to(torch.float32, copy=True))
+        if chooser.changes_scores:
+            made = self._columns - request.input_ids.shape[1]
+            scores = chooser.scores(logits, made, lambda: self._ids[:, : self._columns].clone())
+            tokens = chooser.pick(scores)
+            if request.output_scores:
+                self._scores.append(scores.clone())
+        else:
+            tokens = logits.argmax(-1)
+        if request.eos is not None and request.pad_token_id is not None:
+            tokens = torch.where(self._unfinished, tokens, request.pad_token_id)
+            self._unfinished = self._unfinished & ~torch.isin(tokens, request.eos)
+        self._ids[:, self._columns] = tokens
+        self._columns += 1
+        if request.stops:
+            scores_so_far = tuple(self._scores) if request.output_scores else None
+            ids = self._ids[:, : self._columns].clone()
+            self._unfinished = self._unfinished & ~request.stops.finished(ids, request.pad, scores_so_far)
+        return tokens
+
+    def is_finished(self) -> bool:
+        return not bool(self._unfinished.any())
+
+    def as_streamed(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0].cpu()
+
+    def sequences(self) -> Tensor:
+        """See `Run`."""
+        ids = self._ids[:, : self._columns]
+        if self.request.eos is None or self.request.asks_host:
+            return ids
+        return ids[:, : self.request.input_ids.shape[1] + _steps_to_finish(ids[:, -self._made :], self.request.eos)]
+
+    @property
+    def _made(self) -> int:
+        return self._columns - self.request.input_ids.shape[1]
+
+    def generated(self) -> Generated:
+        """See `Run`."""
+        request, sequences = self.request, self.sequences()
+        steps = sequences.shape[1] - request.input_ids.shape[1]
+        return Generated(
+            sequences,
+            tuple(self._scores[:steps]) if request.output_scores else None,
+            tuple(self._logits[:steps]) if request.output_logits else None,
+        )
+
+
+def _steps_to_finish(new: Tensor, eos: Tensor) -> int:
+    """Of the steps `[b n]`, those up to the one in which the last row finished."""
+    finished = torch.isin(new, eos).cumsum(1) > 0
+    return min(int((~finished.all(0)).sum()) + 1, new.shape[1])
