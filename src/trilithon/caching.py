@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.export import ExportedProgram
 
 from trilithon.capture import hf
 from trilithon.errors import CannotCache, InputError, VerificationFailed
-from trilithon.lower.backend import lower_module
+from trilithon.lower.backend import Role, lower_module
 from trilithon.lower.inputs import cached_inputs
 from trilithon.lower.tensorrt.diagnose import first_diverging_site
 from trilithon.lower.tensorrt.lower import Split
@@ -28,6 +28,8 @@ from trilithon.spec.masks import SlidingWindow, parse, parts
 
 DEFAULT_TOKENS = 4096
 TIMES = 3.0  # most times the error of eager, both against a wider type, that logits of an engine may have
+EXACT = "products of halves are added up in float32 parts"
+Built = TypeVar("Built")
 log = logging.getLogger(__name__)
 
 
@@ -47,34 +49,55 @@ def _make(
     for assumption in guards:  # the decoder makes position_ids itself, so these it meets by construction
         if (assumption.table, assumption.kind) not in (("position_ids", "consecutive"), ("position_ids", "bounded")):
             return _no_cache(model, f"its masks were proved only if {assumption.text}")
+    rings = backend != "tensorrt"  # its cache layer writes consecutive slots
     try:
-        kept = cache_shapes(program, rings=False)
+        kept = cache_shapes(program, rings=rings)
     except CannotCache as refusal:
         return refusal
-
-    return _build_verified(model, program, kept, max_tokens, backend, options)
-
-
-def _build_verified(
-    model: Any, program: ExportedProgram, kept: list[CacheShape], max_tokens: int, backend: str, options: Options
-) -> tuple[CachedDecoder, tuple[str, ...]]:
-    """An engine that is wrong is built again in the form that is more exact; if that is wrong too, an error names the place."""
     device = next(model.parameters()).device
-    forms: tuple[Any, ...] = (options.attention,)
-    if backend == "tensorrt" and options.attention == "auto":
-        forms = ("auto", "decomposed")  # the second adds up in float32
-    notes: tuple[str, ...] = ()
-    for form in forms:
-        decoder = _build(program, kept, max_tokens, backend, replace(options, attention=form), device)
+
+    def build(options: Options, exact: bool) -> CachedDecoder:
+        return _build(program, kept, max_tokens, backend, options, device, exact)
+
+    def verify(decoder: CachedDecoder, options: Options, exact: bool) -> None:
+        if not options.verify:
+            return
+        times = allowed_times(decoder.modules.decode, device, options)
         try:
-            if options.verify:
-                times = allowed_times(decoder.modules.decode, device, options)
-                verify_decoder(decoder, model, (6,) if times is None else _canary_lengths(program), times)
-            return decoder, (*cache_notes(decoder), *notes)
+            verify_decoder(decoder, model, (6,) if times is None else _canary_lengths(program), times)
         except VerificationFailed as error:
-            if form == forms[-1]:
-                raise _located(error, decoder, program, replace(options, attention=form)) from error
-            notes = (f"attention='decomposed', since the engines of 'auto' were refused: {error.what}, {error.why}",)
+            raise _located(error, decoder, program, options, exact) from error
+
+    decoder, notes = build_right(build, verify, backend, options)
+    return decoder, (*cache_notes(decoder), *notes)
+
+
+def build_right(
+    build: Callable[[Options, bool], Built], verify: Callable[[Built, Options, bool], None], backend: str, options: Options
+) -> tuple[Built, tuple[str, ...]]:
+    """What `build` makes and `verify` accepts, and what a report says of it.
+
+    An engine that is wrong is built again in forms that are more exact.
+
+    Raises:
+        VerificationFailed: so is the most exact.
+    """
+    forms: list[tuple[Options, bool]] = [(options, False)]
+    if backend == "tensorrt":
+        forms.append((options, True))
+        if options.attention == "auto":
+            forms.append((replace(options, attention="decomposed"), True))
+    notes: tuple[str, ...] = ()
+    for form, (chosen, exact) in enumerate(forms):
+        built = build(chosen, exact)
+        try:
+            verify(built, chosen, exact)
+            return built, notes
+        except VerificationFailed as error:
+            if form + 1 == len(forms):
+                raise
+            name = EXACT if not exact else f"{EXACT}, and attention='decomposed'"
+            notes = (f"{name}, since engines in a faster form were refused: {error.what}, {error.why}",)
             log.warning("%s", notes[0])
     raise AssertionError("unreachable")
 
@@ -86,15 +109,23 @@ def _build(
     backend: str,
     options: Options,
     device: torch.device,
+    exact: bool,
 ) -> CachedDecoder:
-    def lowered(name: str, mode: Mode) -> Callable[..., Any]:
-        gm = insert_cache(program, mode, rings=False)
-        inputs = cached_inputs(gm, kept, max_tokens, options.max_batch, most_tokens=1 if mode == "step" else None)
-        return lower_module(gm, backend, options, role="step" if mode == "step" else "sequence", name=name, inputs=inputs)
+    native = backend != "tensorrt"
 
-    modules = CachedModules(prefill=lowered("prefill", "prompt"), decode=lowered("decode", "step"))
+    def lowered(name: str, mode: Mode) -> Callable[..., Any]:
+        gm = insert_cache(program, mode, all_logits=mode == "extend", rings=native)
+        inputs = cached_inputs(gm, kept, max_tokens, options.max_batch, most_tokens=1 if mode == "step" else None)
+        role: Role = "step" if mode == "step" else "sequence"
+        return lower_module(gm, backend, options, role=role, name=name, inputs=inputs, exact=exact)
+
+    modules = CachedModules(
+        prefill=lowered("prefill", "prompt"),
+        decode=lowered("decode", "step"),
+        extend=lowered("extend", "extend") if native else None,  # an engine more would hold the weights once more
+    )
     graphs = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
-    return CachedDecoder(modules, kept, max_tokens, options.max_batch, device, graphs)
+    return CachedDecoder(modules, kept, max_tokens, options.max_batch, device, graphs, grows=native)
 
 
 def allowed_times(module: Any, device: torch.device, options: Options) -> float | None:
@@ -108,7 +139,7 @@ def allowed_times(module: Any, device: torch.device, options: Options) -> float 
 
 
 def _located(
-    error: VerificationFailed, decoder: CachedDecoder, program: ExportedProgram, options: Options
+    error: VerificationFailed, decoder: CachedDecoder, program: ExportedProgram, options: Options, exact: bool
 ) -> VerificationFailed:
     """The error with the name of the first attention whose result is wrong, where a prompt shows one."""
     if not isinstance(decoder.modules.prefill, TensorRTModule):
@@ -119,7 +150,8 @@ def _located(
     tensors = (ids, start, start + ids.shape[1], *decoder.caches)
     gm = insert_cache(program, "prompt", rings=False)
     inputs = decoder.modules.prefill.engine.inputs
-    found = first_diverging_site(gm, inputs, [x.contiguous() for x in tensors], options, TOLERANCE[decoder.shapes[0].dtype])
+    limit = TOLERANCE[decoder.shapes[0].dtype]
+    found = first_diverging_site(gm, inputs, [x.contiguous() for x in tensors], options, limit, exact)
     site = next((n.meta.get(SITE) for n in gm.graph.nodes if found and n.name == found.node), None)
     where = f"the first attention that differs is {site}: {found}" if found else "no attention of the prompt differs"
     return VerificationFailed(error.what, why=f"{error.why}; {where}", todo=error.todo)
@@ -154,4 +186,4 @@ def cache_notes(decoder: CachedDecoder | CannotCache) -> tuple[str, ...]:
     if isinstance(decoder, CannotCache):
         return (f"no KV cache: {decoder.why}" + (f" (at {decoder.where})" if decoder.where else ""),)
     rows = "1 row" if decoder.max_batch == 1 else f"{decoder.max_batch} rows"
-    return (f"KV cache: {decoder.cache_tokens} tokens x {rows}, {decoder.cache_bytes / 1e6:.1f} MB",)
+    return (f"KV cache: {decoder.cache_tokens} tokens x {rows}, {decoder.most_cache_bytes / 1e6:.1f} MB",)

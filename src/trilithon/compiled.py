@@ -17,7 +17,7 @@ from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.generate import generate, stream
 from trilithon.runtime.memory import Memory, Tenant
 from trilithon.runtime.program import Program
-from trilithon.runtime.protocol import Decoder, Streamer
+from trilithon.runtime.protocol import Streamer
 from trilithon.runtime.request import GenerateArguments
 from trilithon.runtime.run import Generated
 
@@ -121,7 +121,7 @@ class Compiled:
         Raises:
             CannotCache: as `decoder` does.
         """
-        return Memory(cast(Decoder, self.decoder))
+        return Memory(self.decoder)
 
     @overload
     def generate(

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from trilithon.caching import allowed_times, capacity, make_decoder
+from trilithon.caching import allowed_times, build_right, capacity, make_decoder
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
 from trilithon.compiled import Compiled
@@ -28,7 +27,7 @@ from trilithon.report.promises import broken_promises
 from trilithon.report.report import Report
 from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
 from trilithon.rewrite.pipeline import assert_guards, rewrite
-from trilithon.rewrite.unlift import fake_inputs, input_names, unlift
+from trilithon.rewrite.unlift import device_of, fake_inputs, input_names, unlift
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.program import Deferred, Program, expected_inputs, lowered
 from trilithon.runtime.verify import verify_program
@@ -225,14 +224,22 @@ def _program(
     captured = analysis.captured.program
     general, _ = rewrite(captured, (), prover_of(captured))
     held, fast, always = fake_inputs(captured), unlift(analysis.rewritten), unlift(general)
-    device = next((w.device for w in fast.buffers()), torch.device("cpu"))
+    device = device_of(fast)
     inputs = sequence_inputs(held, analysis.report.ranges, options.max_batch, max_tokens)
 
-    def make() -> Callable[..., Any]:
-        made = lower_module(fast, backend, options, role="sequence", name="sequence", inputs=inputs)
-        if options.verify:
-            times = allowed_times(made, device, options)
+    notes: list[str] = []
+
+    def build(chosen: Options, exact: bool) -> Callable[..., Any]:
+        return lower_module(fast, backend, chosen, role="sequence", name="sequence", inputs=inputs, exact=exact)
+
+    def verify(made: Callable[..., Any], chosen: Options, exact: bool) -> None:
+        if chosen.verify:
+            times = allowed_times(made, device, chosen)
             verify_program(made, always, held, analysis.guards, inputs, device, times)
+
+    def make() -> Callable[..., Any]:
+        made, found = build_right(build, verify, backend, options)
+        notes.extend(found)
         return made
 
     program = Program(
@@ -243,5 +250,5 @@ def _program(
         when_guard_fails=options.when_guard_fails,
     )
     seconds = {**analysis.report.seconds, "lower and verify": time.perf_counter() - started}
-    report = replace(analysis.report, seconds=seconds, notes=(backend_note(backend, options, device),))
+    report = replace(analysis.report, seconds=seconds, notes=(backend_note(backend, options, device), *notes))
     return program, _as_lowered(report, {"call": lowered(program.fast)})

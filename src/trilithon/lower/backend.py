@@ -15,6 +15,7 @@ from trilithon.lower.tensorrt.engine import resolve_target
 from trilithon.lower.tensorrt.library import library, version
 from trilithon.lower.tensorrt.lower import lower_tensorrt
 from trilithon.options import BACKENDS, Options
+from trilithon.rewrite.unlift import device_of
 
 Role = Literal["sequence", "step"]
 
@@ -60,9 +61,9 @@ def lower_module(
         return gm
     if backend == "tensorrt":
         return lower_tensorrt(gm, inputs, name, options, exact)
-    lowered = lower_native(gm)
-    device = next((b.device for b in gm.buffers()), torch.device("cpu"))
-    wanted = device.type == "cuda" and role == "step" if options.inductor is None else options.inductor
+    device = device_of(gm).type
+    wanted = device == "cuda" and role == "step" if options.inductor is None else options.inductor
+    lowered = lower_native(gm, trim=device == "cpu" and not wanted)
     if not wanted:
         return lowered
     return torch.compile(lowered, dynamic=role == "sequence", fullgraph=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
@@ -45,6 +48,11 @@ def unlift(program: ExportedProgram) -> GraphModule:
         else:
             mapping[node] = graph.node_copy(node, lambda n: mapping[n])
     return GraphModule(root, graph)
+
+
+def device_of(gm: GraphModule) -> torch.device:
+    """Where the weights of an unlifted program are; the CPU where it has none."""
+    return next((x.device for x in chain(gm.parameters(), gm.buffers())), torch.device("cpu"))
 
 
 def _attribute(graph: Graph, node: Node) -> Node:

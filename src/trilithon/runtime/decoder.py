@@ -1,4 +1,4 @@
-"""Prefill and decode over a static KV cache; on a GPU each decode step is one CUDA graph replay."""
+"""A model over a KV cache: prompts, single tokens and several at once; on a GPU each single token is a CUDA graph replay."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trilithon.errors import CapacityExceeded
-from trilithon.rewrite.insert_cache import CacheShape
+from trilithon.errors import CapacityExceeded, InputError
+from trilithon.rewrite.insert_cache import SPARE, CacheShape
 
 Module = Callable[..., Tensor]
+LEAST_SLOTS = 1024  # the cache of a decoder that grows is allocated for so many tokens first, and doubled when it is full
 
 
 @dataclass(frozen=True)
 class CachedModules:
-    """The programs that `insert_cache` makes, lowered; each takes `(tokens, start, counts, *caches)`."""
+    """The programs that `insert_cache` makes, lowered; each takes `(tokens, start, counts, *caches)`.
+
+    `extend` gives logits of all tokens; where it is None several tokens are several steps.
+    """
 
     prefill: Module
     decode: Module
+    extend: Module | None = None
 
 
 @dataclass
 class _Step:
-    """What a decode step of one batch size works on; the addresses stay, so that a CUDA graph can replay it."""
+    """What a step of one batch size works on; the addresses stay, so that a CUDA graph can replay it."""
 
     tokens: Tensor
     start: Tensor
@@ -34,17 +39,34 @@ class _Step:
     graph: Any = None
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What the rows of a decoder held.
+
+    Attributes:
+        lengths: tokens of each row.
+        caches: the slots in use.
+    """
+
+    lengths: tuple[int, ...]
+    caches: tuple[Tensor, ...]
+
+
 @dataclass
 class CachedDecoder:
-    """A static KV cache and the programs over it.
+    """A KV cache and the programs over it; see `runtime.protocol.Decoder` for what its methods do.
+
+    The token at position p of a row is in slot `p % slots`. The host knows a bound of the rows' lengths, and asks the device
+    for them only where the bound does not fit the cache.
 
     Args:
         modules: the lowered programs.
         shapes: one entry a site.
-        cache_tokens: slots a row, prompt and generated tokens together.
+        cache_tokens: most tokens a row, prompt and generated tokens together.
         max_batch: rows.
         device: of the cache and the inputs.
-        cuda_graphs: replay decode steps as CUDA graphs.
+        cuda_graphs: replay single steps as CUDA graphs.
+        grows: allocate the cache as it is needed; else all of it at once.
     """
 
     modules: CachedModules
@@ -53,48 +75,64 @@ class CachedDecoder:
     max_batch: int
     device: torch.device
     cuda_graphs: bool = False
+    grows: bool = False
     caches: list[Tensor] = field(init=False)
     _steps: dict[int, _Step] = field(init=False, default_factory=dict)
+    _room: int = field(init=False, default=0)
     _used: int = field(init=False, default=0)
     _batch: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
+        self.caches = []
+        self._allocate(min(LEAST_SLOTS, self.cache_tokens) if self.grows else self.cache_tokens)
+
+    def _allocate(self, room: int) -> None:
+        """A cache for `room` tokens a row, with what the present one holds."""
+
         def zeros(shape: CacheShape, width: int) -> Tensor:
-            slots = shape.slots(self.cache_tokens)
+            slots = shape.slots(room if shape.window is None else self.cache_tokens)
             return torch.zeros(self.max_batch, shape.g, slots, width, dtype=shape.dtype, device=self.device)
 
-        self.caches = [zeros(shape, width) for shape in self.shapes for width in (shape.d, shape.e)]
+        with torch.inference_mode(False):  # it outlives the mode that the caller is in
+            fresh = [zeros(shape, width) for shape in self.shapes for width in (shape.d, shape.e)]
+        for old, new in zip(self.caches, fresh, strict=False):
+            new[:, :, : old.shape[2]].copy_(old)
+        self.caches, self._room = fresh, room
+        for step in self._steps.values():
+            step.graph = None  # it would write to the old cache
 
     @property
     def cache_bytes(self) -> int:
+        """Bytes that are allocated now."""
         return sum(c.numel() * c.element_size() for c in self.caches)
+
+    @property
+    def most_cache_bytes(self) -> int:
+        """Bytes of a cache for `cache_tokens` tokens a row."""
+        per_slot = ((s.slots(self.cache_tokens), s.g * (s.d + s.e) * s.dtype.itemsize) for s in self.shapes)
+        return self.max_batch * sum(slots * size for slots, size in per_slot)
+
+    @property
+    def lengths(self) -> Tensor:
+        return self._step(self._batch).start.clone()
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, pad: Tensor) -> Tensor:
-        """Fill the cache with a prompt, from empty. Padding that all rows share is cut off.
-
-        Args:
-            input_ids: `[b s]` int64, left padded.
-            pad: `[b]` int64, padding tokens at the left of each row.
-
-        Returns:
-            logits `[b v]` of the last token.
+        """See `Decoder.prefill`. Padding that all rows share is cut off.
 
         Raises:
-            CapacityExceeded: more rows or tokens than the cache holds.
+            CapacityExceeded: more rows or tokens than the cache can hold; what it holds stays.
         """
         b, s = input_ids.shape
-        if b > self.max_batch:
-            raise CapacityExceeded(
-                f"{b} rows do not fit a cache of {self.max_batch}",
-                todo=f"compile with Options(max_batch={b})",
-            )
-        shared = int(pad.min())
-        width = s - shared
-        self._check_room(width, already=0)
+        self._check_rows(b)
+        pads = pad.tolist()
+        width = s - min(pads)
+        self._make_room(width, already=0)
         step = self._step(b)
-        index = torch.arange(width, device=self.device) + pad[:, None]
-        tokens = input_ids.gather(1, index.clamp_max(s - 1))  # padding comes to the right, where no token sees it
+        tokens = input_ids
+        if width < s or max(pads) > min(pads):
+            index = torch.arange(width, device=self.device) + pad[:, None]
+            tokens = input_ids.gather(1, index.clamp_max(s - 1))  # padding comes to the right, where no token sees it
         step.start.zero_()
         counts = s - pad
         logits = self.modules.prefill(tokens, step.start, counts, *self._rows(b))
@@ -104,18 +142,12 @@ class CachedDecoder:
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Append one token to each row.
-
-        Args:
-            tokens: `[b]` int64.
-
-        Returns:
-            logits `[b v]` for the next token, in a buffer that the next call overwrites.
+        """See `Decoder.decode`.
 
         Raises:
-            CapacityExceeded: the cache is full.
+            CapacityExceeded: the cache is full; what it holds stays.
         """
-        self._check_room(1, already=self._used)
+        self._make_room(1, already=self._used)
         step = self._step(self._batch)
         step.tokens.copy_(tokens[:, None])
         if not self.cuda_graphs:
@@ -128,20 +160,117 @@ class CachedDecoder:
         assert step.logits is not None
         return step.logits[:, -1]
 
-    def _check_room(self, tokens: int, already: int) -> None:
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
+        """See `Decoder.extend`.
+
+        Raises:
+            CapacityExceeded: the tokens do not fit; what the cache holds stays.
+        """
+        b, s = tokens.shape
+        step = self._step(b)
+        counts = torch.full_like(step.start, s) if counts is None else counts
+        self._make_room(s, already=self._used)
+        if self.modules.extend is None:
+            return self._one_by_one(tokens, counts)
+        logits = self.modules.extend(tokens, step.start, counts, *self._rows(b))
+        step.start.add_(counts)
+        self._used += s
+        return logits
+
+    def _one_by_one(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """What stands behind a row's `counts` is written past its end, where no token sees it, and is overwritten later."""
+        ends = self._step(self._batch).start + counts
+        logits = torch.stack([self.decode(column).clone() for column in tokens.unbind(1)], 1)
+        self._step(self._batch).start.copy_(ends)
+        return logits
+
+    @torch.no_grad()
+    def rewind(self, lengths: Tensor) -> None:
+        """See `Decoder.rewind`. The host reads the lengths."""
+        now, wanted = self._lengths(), lengths.tolist()
+        back = max(a - b for a, b in zip(now, wanted, strict=True))
+        if any(not 0 <= b <= a for a, b in zip(now, wanted, strict=True)):
+            raise InputError(f"cannot go back to {wanted} tokens", why=f"the rows hold {now}", todo="pass no more than that")
+        slots = [shape.slots(self.cache_tokens) for shape in self.shapes if shape.window is not None]
+        if back > SPARE and any(n < max(now) for n in slots):
+            raise InputError(
+                f"cannot take back {back} tokens",
+                why=f"layers with a window keep {min(slots)} tokens of a row, and the older ones are gone",
+                todo=f"take back at most {SPARE} at a time, or save() before and restore() then",
+            )
+        self._step(self._batch).start.copy_(lengths)
+        self._used = max(wanted)
+
+    @torch.no_grad()
+    def save(self) -> Snapshot:
+        """See `Decoder.save`; a copy of the slots in use."""
+        lengths = self._lengths()
+        used = max(lengths, default=0)
+        return Snapshot(tuple(lengths), tuple(cache[: self._batch, :, :used].clone() for cache in self.caches))
+
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot) -> None:
+        """See `Decoder.restore`.
+
+        Raises:
+            CapacityExceeded: the snapshot is of another decoder, which holds more.
+        """
+        b, used = len(snapshot.lengths), max(snapshot.lengths, default=0)
+        self._check_rows(b)
+        self._make_room(used, already=0)
+        for cache, kept in zip(self.caches, snapshot.caches, strict=True):
+            cache[:b, :, : kept.shape[2]].copy_(kept)
+        self._step(b).start.copy_(torch.tensor(snapshot.lengths, device=self.device))
+        self._used, self._batch = used, b
+
+    @torch.no_grad()
+    def select(self, rows: Tensor) -> None:
+        """See `Decoder.select`.
+
+        Raises:
+            CapacityExceeded: more rows than the cache can hold; what it holds stays.
+        """
+        self._check_rows(len(rows))
+        for cache in self.caches:
+            used = cache[:, :, : self._used]
+            used[: len(rows)] = used.index_select(0, rows)
+        start = self._step(self._batch).start[rows]
+        self._batch = len(rows)
+        self._step(self._batch).start.copy_(start)
+
+    def _lengths(self) -> list[int]:
+        found: list[int] = self._step(self._batch).start.tolist() if self._batch else []
+        return found
+
+    def _check_rows(self, b: int) -> None:
+        if b > self.max_batch:
+            raise CapacityExceeded(
+                f"{b} rows do not fit a cache of {self.max_batch}",
+                todo=f"compile with Options(max_batch={b})",
+            )
+
+    def _make_room(self, tokens: int, already: int) -> None:
+        """See to it that so many tokens more fit; the present ones are kept."""
+        if already and already + tokens > self.cache_tokens:
+            self._used = already = max(self._lengths())  # the bound may be too high
         if already + tokens > self.cache_tokens:
             raise CapacityExceeded(
                 f"{already + tokens} tokens do not fit a cache of {self.cache_tokens}",
                 todo=f"compile with max_tokens={already + tokens} or more, prompt and generated tokens together",
             )
+        if already + tokens > self._room:
+            doubled = 1 << (already + tokens - 1).bit_length()
+            self._allocate(min(doubled, self.cache_tokens))
 
     def _rows(self, b: int) -> list[Tensor]:
         return [cache[:b] for cache in self.caches]
 
     def _step(self, b: int) -> _Step:
         if b not in self._steps:
-            tokens = torch.zeros(b, 1, dtype=torch.int64, device=self.device)
-            self._steps[b] = _Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]))
+            with torch.inference_mode(False):
+                tokens = torch.zeros(b, 1, dtype=torch.int64, device=self.device)
+                self._steps[b] = _Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]))
         return self._steps[b]
 
     def _advance(self, step: _Step) -> Tensor:

@@ -94,6 +94,16 @@ def attend_cache(
     return _written_out(q, k, v, scale, allowed, bias, softcap, sinks, zero_rows=False)
 
 
+def slots_in_use(q_start: Tensor, q: Tensor, k: Tensor) -> int:
+    """How many slots of a cache `k [b g t d]` queries `q [b h s d]` behind `q_start` tokens can see; the host waits for it."""
+    return min(int(q_start.max()) + q.shape[2], k.shape[2])
+
+
+def first_slots(cache: Tensor, used: int) -> Tensor:
+    """The first slots of a cache `[b g t d]`, a view."""
+    return cache[:, :, :used]
+
+
 def _written_out(
     q: Tensor,
     k: Tensor,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch.fx import GraphModule, Node
 
-from trilithon.lower.native.attention import attend, attend_cache, attend_scores
+from trilithon.lower.native.attention import attend, attend_cache, attend_scores, first_slots, slots_in_use
 from trilithon.lower.native.emit import blocked, emit_bias, emit_cells, emit_mask
 from trilithon.passes import bound_arguments
 from trilithon.rewrite.op import ATTENTION
@@ -22,17 +22,23 @@ NO_TENSOR = ("causal", "full")
 Made = TypeVar("Made")
 
 
-def lower_native(gm: GraphModule) -> GraphModule:
-    """Replace every `trilithon::attention` of the graph, in place, erase what nothing reads, and return it."""
-    replace_attention(gm)
+def lower_native(gm: GraphModule, *, trim: bool = False, split: bool = False) -> GraphModule:
+    """Replace every `trilithon::attention` of the graph, in place, erase what nothing reads, and return it.
+
+    Args:
+        trim: attention over a cache reads the slots in use alone. The graph then asks the device how many these are, so it
+            is for a CPU, where that costs nothing.
+        split: a few queries over a cache run on our kernels for GPUs, which read the slots in use alone.
+    """
+    replace_attention(gm, trim=trim, split=split)
     gm.graph.eliminate_dead_code()
     gm.recompile()
     return gm
 
 
-def replace_attention(gm: GraphModule) -> GraphModule:
+def replace_attention(gm: GraphModule, *, trim: bool = False, split: bool = False) -> GraphModule:
     """Replace every `trilithon::attention` of the graph, in place, and return it."""
-    lowering = _Lowering(gm)
+    lowering = _Lowering(gm, trim, split)
     for node in list(gm.graph.nodes):
         if node.target is ATTENTION:
             lowering.replace(node)
@@ -46,6 +52,8 @@ class _Lowering:
     """One graph; `shared` holds what was made for its sites, by what it was made of."""
 
     gm: GraphModule
+    trim: bool
+    split: bool
     shared: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def replace(self, node: Node) -> None:
@@ -63,6 +71,12 @@ class _Lowering:
         if not args["bias"] and not cached and not softcap and sinks is None:
             allowed = None if mask in NO_TENSOR else self.mask(args)
             return self.call(attend, q, k, v, mask, scale, allowed)
+        if cached and self.split and _can_split(args):
+            return self.call(ATTEND_SPLIT, q, k, v, mask, scale, args["q_start"], args["k_positions"], softcap)
+        if cached and self.trim and args["k_positions"] is None:
+            used = self.once(("used", args["q_start"], _size(q, 2)), partial(self.call, slots_in_use, args["q_start"], q, k))
+            k, v = (self.call(first_slots, x, used) for x in (k, v))
+            args = {**args, "k": k, "v": v}
         allowed, bias = self.mask(args), self.bias(args)
         if cached:
             return self.call(attend_cache, q, k, v, scale, allowed, bias, softcap, sinks)
@@ -100,6 +114,14 @@ class _Lowering:
 
     def call(self, function: Callable[..., Any], *args: Any) -> Node:
         return self.gm.graph.call_function(function, args)
+
+
+def _can_split(args: dict[str, Any]) -> bool:
+    """May `split_kv` serve a site over a cache?"""
+    if args["bias"] or args["sinks"] is not None or args["key_mask"] is not None or args["q_start"] is None:
+        return False
+    (_, h, _, d), (_, g, _, e) = args["q"].meta["val"].shape, args["v"].meta["val"].shape
+    return why_not(parse(args["mask"]), h // g * queries(args["q"]), d, e) is None
 
 
 def _place(args: dict[str, Any]) -> tuple[Any, ...]:

@@ -1,0 +1,140 @@
+"""Attention of a few queries over a KV cache on a GPU: the cache is read once, in parts, and only where tokens are.
+
+The work of a row is cut by its length, which stands on the device: a captured CUDA graph serves every length, and a step
+costs what is in use, not what the cache could hold. Two kernels: partial sums over parts of the keys, and their combination.
+
+Source: "flash decoding", attention split along the keys (Dao, Haziza, Massa, Sizov, 2023).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trilithon.lower.native.attention import attend_cache
+from trilithon.spec.evaluate import evaluate
+from trilithon.spec.masks import Causal, Chunked, Mask, SlidingWindow, conjunction, parse, parts
+
+MOST_QUERIES = 128  # rows of a tile: query heads of a key head times queries
+PROGRAMS = 264  # to be in flight at once: two for each multiprocessor of a large GPU
+
+
+def is_available() -> bool:
+    """Is Triton here, which comes with PyTorch's builds for GPUs?"""
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_not(mask: Mask, queries_a_head: int | None, dim: int, value_dim: int) -> str | None:
+    """Why the kernels cannot serve a site, or None.
+
+    Args:
+        queries_a_head: query heads of a key head times queries; None = not known before the call.
+    """
+    if queries_a_head is None or queries_a_head > MOST_QUERIES:
+        return f"more than {MOST_QUERIES} queries share a key head"
+    if max(dim, value_dim) > 256:
+        return f"heads of {max(dim, value_dim)}: its tiles hold 256 numbers"
+    for part in parts(mask):
+        if not isinstance(part, (Causal, SlidingWindow, Chunked)) or part.align != "upper_left":
+            return f"no bounds are known for {part}"
+        if isinstance(part, Chunked) and part.position is not None:
+            return f"{part} cuts chunks by an input"
+    return None if any(isinstance(p, (Causal, SlidingWindow)) for p in parts(mask)) else f"{mask} is not causal"
+
+
+def reach(mask: Mask) -> tuple[int, int]:
+    """`(window_keys, chunk_keys)` of a causal mask, 0 where it has none."""
+    windows = [p.window_keys for p in parts(mask) if isinstance(p, SlidingWindow)]
+    chunks = [p.chunk_keys for p in parts(mask) if isinstance(p, Chunked)]
+    return min(windows, default=0), chunks[0] if chunks else 0
+
+
+@torch.library.custom_op("trilithon::attend_split", mutates_args=())
+def attend_split(
+    q: Tensor, k: Tensor, v: Tensor, mask: str, scale: float, q_start: Tensor, k_positions: Tensor | None, softcap: float
+) -> Tensor:
+    """Attend a few queries over a cache.
+
+    Args:
+        q: `[b h s d]`, few queries.
+        k, v: `[b g t d]`, `[b g t e]`: the whole cache, contiguous in its last axis.
+        mask: canonical text that `why_not` accepts.
+        scale: factor on the scores.
+        q_start: `[b]` int64: query i stands at position `q_start + i`.
+        k_positions: `[b t]` int64: position of each key, negative = none; None = 0, 1, 2, ...
+        softcap: 0 = none.
+
+    Returns:
+        `[b h s e]` in `q.dtype`; scores, softmax and sums in float32.
+    """
+    if not q.is_cuda:
+        return _written_out(q, k, v, parse(mask), scale, q_start, k_positions, softcap)
+    return _launch(q, k, v, reach(parse(mask)), scale, q_start, k_positions, softcap)
+
+
+@attend_split.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, mask: str, scale: float, q_start: Tensor, k_positions: Tensor | None, softcap: float
+) -> Tensor:
+    return q.new_empty((q.shape[0], q.shape[1], q.shape[2], v.shape[3]))
+
+
+def _written_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    scale: float,
+    q_start: Tensor,
+    k_positions: Tensor | None,
+    softcap: float,
+) -> Tensor:
+    """What the kernels mean, on any device."""
+    places = torch.arange(q.shape[2], device=q.device) + q_start[:, None]
+    keys = torch.arange(k.shape[2], device=k.device)[None] if k_positions is None else k_positions
+    env: dict[str, Any] = {"q": places[:, None, :, None], "k": keys[:, None, None, :]}
+    allowed = evaluate(conjunction(parts(mask)).term(), env) & (env["k"] >= 0)
+    return attend_cache(q, k, v, scale, allowed, None, softcap)
+
+
+def _launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: tuple[int, int],
+    scale: float,
+    q_start: Tensor,
+    k_positions: Tensor | None,
+    softcap: float,
+) -> Tensor:
+    import triton
+
+    from trilithon.lower.native.split_kv_kernels import combine, partial_sums
+
+    b, h, s, d = q.shape
+    g, t, e = k.shape[1], k.shape[2], v.shape[3]
+    rows = h // g * s
+    block_m = max(16, triton.next_power_of_2(rows))
+    block_n = 64 if max(d, e) <= 128 and block_m <= 64 else 32
+    splits = max(1, min(64, PROGRAMS // (b * g)))
+    sums = q.new_empty((b * g, splits, rows, e), dtype=torch.float32)
+    marks = q.new_empty((b * g, splits, rows, 2), dtype=torch.float32)
+    result = q.new_empty((b, h, s, e))
+    held = q_start if k_positions is None else k_positions
+    blocks = triton.next_power_of_2(d), triton.next_power_of_2(e)
+    partial_sums[(b * g, splits)](
+        q, k, v, q_start, held, sums, marks,
+        *q.stride()[:4], *k.stride()[:3], *v.stride()[:3], held.stride(0),
+        g, s, t, rows, splits, d, e, scale, softcap,
+        WINDOW=bounds[0], CHUNK=bounds[1], RING=k_positions is not None, CAPPED=softcap != 0.0,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=max(16, blocks[0]), BLOCK_E=max(16, blocks[1]),
+        num_warps=4, num_stages=2,
+    )  # fmt: skip
+    combine[(b * g, rows)](
+        sums, marks, result, *result.stride()[:3], g, s, rows, splits, e,
+        BLOCK_S=triton.next_power_of_2(splits), BLOCK_E=blocks[1], num_warps=2,
+    )  # fmt: skip
+    return result
