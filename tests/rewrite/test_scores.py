@@ -200,6 +200,12 @@ def test_a_rewritten_program_is_the_exported_one(name: str, dtype: torch.dtype) 
     torch.testing.assert_close(native, want, rtol=close, atol=close)
 
 
+def test_nothing_of_the_sinks_is_left() -> None:
+    """The maximum of the joined scores, which has two results, dies with them."""
+    rewritten = lower(exported({"sinks": CARRIED["sinks"]}), options=Options(proof_cache=False))
+    assert not [n for n in rewritten.graph.nodes if n.op == "call_function" and n.target is not ATTENTION]
+
+
 @cache
 def kept() -> dict[str, Examined]:
     program = exported({name: module for name, (module, _) in KEPT.items()})
