@@ -127,6 +127,7 @@ CARRIED: dict[str, nn.Module] = {
     "slope_from_the_end": Eager(lambda a, q, k, x: a + slopes(a) * (k - k.shape[1] + 1)),
     "a_number_a_row_beside_it": Eager(lambda a, q, k, x: a + slopes(a) * k + slopes(a) * (1 - k.shape[1])),
     "heads_from_both_ends": Eager(lambda a, q, k, x: a + torch.where(HEAD == 0, k - k.shape[1], k) * slopes(a)),
+    "a_number_a_row": Eager(lambda a, q, k, x: a + slopes(a) * (q - k.shape[1])),
     "symmetric": Eager(lambda a, q, k, x: a - slopes(a) * (k - q).abs()),
     "of_both_positions": Eager(lambda a, q, k, x: a - slopes(a) * ((q * k) % 7)),
     "two_biases": Eager(lambda a, q, k, x: a + slopes(a) * k + (q + k).sqrt()),
