@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,43 @@ def test_a_formula_comes_with_what_tells_it_from_the_nearest_name() -> None:
     (drawing,) = draw(subject)
     assert isinstance(drawing, Drawing)
     assert drawing.witness == (site.witness["q"], site.witness["k"])
+
+
+class Scores(nn.Module):
+    """Causal attention written out; `change` makes of the scores, key indices and the input what the softmax sees."""
+
+    def __init__(self, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, _ = x.shape
+        q, i = x.view(b, s, 2, 4).transpose(1, 2), torch.arange(s)
+        scores = self.change(q @ q.transpose(2, 3), i, x)
+        return torch.softmax(scores + torch.where(i[None, :] <= i[:, None], 0.0, -torch.inf), dim=-1) @ q
+
+
+RUNS_ON: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {
+    "bias": (lambda a, k, x: a + 0.5 * k, "SDPA, mask and bias made once for all layers"),
+    "softcap": (
+        lambda a, k, x: torch.tanh(a / 5.0) * 5.0,
+        "matmul-softmax-matmul with softcap; mask made once for all layers",
+    ),
+    "both": (
+        lambda a, k, x: torch.tanh(a / 5.0) * 5.0 + 0.5 * k,
+        "matmul-softmax-matmul with bias and softcap; mask and bias made once for all layers",
+    ),
+    "a_number_a_row": (lambda a, k, x: a + 0.5 * k[:, None], "SDPA, is_causal=True, grouped heads"),
+    "input": (lambda a, k, x: a + x[:, None, None, :, 0], "matmul-softmax-matmul as exported (its bias reads the input x)"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS_ON)
+def test_what_changed_scores_run_on(name: str) -> None:
+    change, kernel = RUNS_ON[name]
+    shapes = {"x": {0: Dim("b", min=1, max=8), 1: Dim("s", min=1, max=64)}}
+    (site,) = trilithon.explain(Scores(change).eval(), {"x": torch.randn(2, 5, 8)}, shapes).sites
+    assert site.runs_on == kernel
 
 
 @pytest.mark.parametrize(("batch", "words"), [(1, "x 1 row,"), (2, "x 2 rows,")])

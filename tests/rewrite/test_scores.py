@@ -127,6 +127,7 @@ CARRIED: dict[str, nn.Module] = {
     "slope_from_the_end": Eager(lambda a, q, k, x: a + slopes(a) * (k - k.shape[1] + 1)),
     "a_number_a_row_beside_it": Eager(lambda a, q, k, x: a + slopes(a) * k + slopes(a) * (1 - k.shape[1])),
     "heads_from_both_ends": Eager(lambda a, q, k, x: a + torch.where(HEAD == 0, k - k.shape[1], k) * slopes(a)),
+    "a_number_a_row": Eager(lambda a, q, k, x: a + slopes(a) * (q - k.shape[1])),
     "symmetric": Eager(lambda a, q, k, x: a - slopes(a) * (k - q).abs()),
     "of_both_positions": Eager(lambda a, q, k, x: a - slopes(a) * ((q * k) % 7)),
     "two_biases": Eager(lambda a, q, k, x: a + slopes(a) * k + (q + k).sqrt()),
@@ -198,6 +199,12 @@ def test_a_rewritten_program_is_the_exported_one(name: str, dtype: torch.dtype) 
     close = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(got, want, rtol=close, atol=close)
     torch.testing.assert_close(native, want, rtol=close, atol=close)
+
+
+def test_nothing_of_the_sinks_is_left() -> None:
+    """The maximum of the joined scores, which has two results, dies with them."""
+    rewritten = lower(exported({"sinks": CARRIED["sinks"]}), options=Options(proof_cache=False))
+    assert not [n for n in rewritten.graph.nodes if n.op == "call_function" and n.target is not ATTENTION]
 
 
 @cache

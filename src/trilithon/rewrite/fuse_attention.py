@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from trilithon.capture.sites import Site
+from trilithon.capture.sites import RESHAPE, Site
 from trilithon.lift.meaning import UNKNOWN, Meaning
 from trilithon.passes import Outcome
 from trilithon.prove.program import Examined
@@ -115,6 +115,7 @@ class FuseAttention:
             node.meta = {**old.meta, SITE: site.name}
             if site.flat_heads is not None:
                 node.meta["val"] = old.meta["val"].reshape(*q.meta["val"].shape[:3], v.meta["val"].shape[3])
+                _use_apart(old, node)
             new = node if site.flat_heads is None else _together(gm.graph, node, old)
         old.replace_all_uses_with(new)
 
@@ -137,6 +138,14 @@ def _apart(graph: Graph, x: Node, heads: int) -> Node:
     node = graph.call_function(aten.reshape.default, (x, [-1, heads, *_sizes(graph, x, (1, 2))]))
     node.meta = {**x.meta, "val": value.reshape(flat // heads, heads, tokens, width)}
     return node
+
+
+def _use_apart(flat: Node, x: Node) -> None:
+    """Whoever puts `flat`, `[b * h, s, e]`, into the shape `[b h s e]` takes `x`, which has it."""
+    shape = list(map(str, x.meta["val"].shape))
+    for user in list(flat.users):
+        if user.target in RESHAPE and list(map(str, user.meta["val"].shape)) == shape:
+            user.replace_all_uses_with(x)
 
 
 def _together(graph: Graph, x: Node, like: Node) -> Node:
