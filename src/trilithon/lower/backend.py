@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from trilithon.errors import InputError
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.lower import lower_native
+from trilithon.lower.native.split_kv import has_triton
 from trilithon.lower.tensorrt.engine import resolve_target
 from trilithon.lower.tensorrt.library import library, version
 from trilithon.lower.tensorrt.lower import lower_tensorrt
@@ -63,7 +64,7 @@ def lower_module(
         return lower_tensorrt(gm, inputs, name, options, exact)
     device = device_of(gm).type
     wanted = device == "cuda" and role == "step" if options.inductor is None else options.inductor
-    lowered = lower_native(gm, trim=device == "cpu" and not wanted)
+    lowered = lower_native(gm, trim=device == "cpu" and not wanted, split=device == "cuda" and has_triton())
     if not wanted:
         return lowered
     return torch.compile(lowered, dynamic=role == "sequence", fullgraph=True)

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from trilithon.lower.native.attention import attend, attend_cache, attend_scores, first_slots, slots_in_use
 from trilithon.lower.native.emit import blocked, emit_bias, emit_cells, emit_mask
+from trilithon.lower.native.split_kv import ATTEND_SPLIT, has_bounds
 from trilithon.passes import bound_arguments
 from trilithon.rewrite.op import ATTENTION
 from trilithon.spec.bias_text import parse_bias
@@ -118,10 +119,8 @@ class _Lowering:
 
 def _can_split(args: dict[str, Any]) -> bool:
     """May `split_kv` serve a site over a cache?"""
-    if args["bias"] or args["sinks"] is not None or args["key_mask"] is not None or args["q_start"] is None:
-        return False
-    (_, h, _, d), (_, g, _, e) = args["q"].meta["val"].shape, args["v"].meta["val"].shape
-    return why_not(parse(args["mask"]), h // g * queries(args["q"]), d, e) is None
+    more = args["bias"] or args["sinks"] is not None or args["key_mask"] is not None
+    return not more and args["q_start"] is not None and has_bounds(parse(args["mask"]))
 
 
 def _place(args: dict[str, Any]) -> tuple[Any, ...]:

@@ -19,30 +19,23 @@ from trilithon.spec.evaluate import evaluate
 from trilithon.spec.masks import Causal, Chunked, Mask, SlidingWindow, conjunction, parse, parts
 
 MOST_QUERIES = 128  # rows of a tile: query heads of a key head times queries
+MOST_WIDTH = 256  # numbers of a head
 PROGRAMS = 264  # to be in flight at once: two for each multiprocessor of a large GPU
 
 
-def is_available() -> bool:
+def has_triton() -> bool:
     """Is Triton here, which comes with PyTorch's builds for GPUs?"""
     return importlib.util.find_spec("triton") is not None
 
 
-def why_not(mask: Mask, queries_a_head: int | None, dim: int, value_dim: int) -> str | None:
-    """Why the kernels cannot serve a site, or None.
-
-    Args:
-        queries_a_head: query heads of a key head times queries; None = not known before the call.
-    """
-    if queries_a_head is None or queries_a_head > MOST_QUERIES:
-        return f"more than {MOST_QUERIES} queries share a key head"
-    if max(dim, value_dim) > 256:
-        return f"heads of {max(dim, value_dim)}: its tiles hold 256 numbers"
-    for part in parts(mask):
-        if not isinstance(part, (Causal, SlidingWindow, Chunked)) or part.align != "upper_left":
-            return f"no bounds are known for {part}"
-        if isinstance(part, Chunked) and part.position is not None:
-            return f"{part} cuts chunks by an input"
-    return None if any(isinstance(p, (Causal, SlidingWindow)) for p in parts(mask)) else f"{mask} is not causal"
+def has_bounds(mask: Mask) -> bool:
+    """Is a mask one of which the kernels know the first and the last key: causal, perhaps within a window or chunks?"""
+    kinds = parts(mask)
+    bounded = all(
+        isinstance(p, (Causal, SlidingWindow, Chunked)) and p.align == "upper_left" and getattr(p, "position", None) is None
+        for p in kinds
+    )
+    return bounded and any(isinstance(p, (Causal, SlidingWindow)) for p in kinds)
 
 
 def reach(mask: Mask) -> tuple[int, int]:
@@ -56,12 +49,12 @@ def reach(mask: Mask) -> tuple[int, int]:
 def attend_split(
     q: Tensor, k: Tensor, v: Tensor, mask: str, scale: float, q_start: Tensor, k_positions: Tensor | None, softcap: float
 ) -> Tensor:
-    """Attend a few queries over a cache.
+    """Attend over a cache; what the kernels have no tiles for (many queries, wide heads, float64) is written out.
 
     Args:
-        q: `[b h s d]`, few queries.
+        q: `[b h s d]`.
         k, v: `[b g t d]`, `[b g t e]`: the whole cache, contiguous in its last axis.
-        mask: canonical text that `why_not` accepts.
+        mask: canonical text of one that `has_bounds`.
         scale: factor on the scores.
         q_start: `[b]` int64: query i stands at position `q_start + i`.
         k_positions: `[b t]` int64: position of each key, negative = none; None = 0, 1, 2, ...
@@ -70,9 +63,13 @@ def attend_split(
     Returns:
         `[b h s e]` in `q.dtype`; scores, softmax and sums in float32.
     """
-    if not q.is_cuda:
+    rows, width = q.shape[1] // k.shape[1] * q.shape[2], max(q.shape[3], v.shape[3])
+    if not q.is_cuda or rows > MOST_QUERIES or width > MOST_WIDTH or q.dtype == torch.float64:
         return _written_out(q, k, v, parse(mask), scale, q_start, k_positions, softcap)
     return _launch(q, k, v, reach(parse(mask)), scale, q_start, k_positions, softcap)
+
+
+ATTEND_SPLIT = torch.ops.trilithon.attend_split.default
 
 
 @attend_split.register_fake

@@ -11,6 +11,42 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def first_and_end(
+    start: Any, s: Any, t: Any, WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr
+) -> Any:  # fmt: skip
+    """The slots that queries at `start` and behind can see; all of a ring."""
+    first, end = start * 0, tl.minimum(start + s, t)
+    if RING:
+        end = start * 0 + t
+    else:
+        if WINDOW > 0:
+            first = tl.maximum(start - WINDOW + 1, 0)
+        if CHUNK > 0:
+            first = tl.maximum(first, start // CHUNK * CHUNK)
+    return first, end
+
+
+@triton.jit
+def is_seen(key: Any, place: Any, WINDOW: tl.constexpr, CHUNK: tl.constexpr) -> Any:
+    """May a query at `place [m 1]` see a key at `key [1 n]`?"""
+    seen = (key >= 0) & (key <= place)
+    if WINDOW > 0:
+        seen = seen & (key > place - WINDOW)
+    if CHUNK > 0:
+        seen = seen & (key // CHUNK == place // CHUNK)
+    return seen
+
+
+@triton.jit
+def scored(tile_q: Any, tile_k: Any, scale: Any, softcap: Any, CAPPED: tl.constexpr) -> Any:
+    """Scores `[m n]`, with their cap `c * tanh(scores / c)`."""
+    scores = tl.dot(tile_q, tile_k, input_precision="ieee") * scale
+    if CAPPED:
+        scores = softcap * (1.0 - 2.0 / (tl.exp2(2.0 * LOG2E * scores / softcap) + 1.0))
+    return scores
+
+
+@triton.jit
 def partial_sums(
     q: Any, k: Any, v: Any, starts: Any, held: Any, sums: Any, marks: Any,
     q_b: Any, q_h: Any, q_s: Any, q_d: Any, k_b: Any, k_g: Any, k_t: Any, v_b: Any, v_g: Any, v_t: Any, held_b: Any,
@@ -21,56 +57,42 @@ def partial_sums(
     """Softmax times V over one part of the keys, not divided yet: `sums [bg p m e]`; maximum and sum in `marks [bg p m 2]`."""
     group, part = tl.program_id(0), tl.program_id(1)
     row, head = group // g, group % g
-    start = tl.load(starts + row)
     m, n, own_d, own_e = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
-    query_head, query = head * (rows // s) + m // s, m % s
-    place = start + query
-    first, end = start * 0, tl.minimum(start + s, t)
-    if RING:
-        end = first + t
-    elif WINDOW > 0:
-        first = tl.maximum(start - WINDOW + 1, 0)
-    if not RING and CHUNK > 0:
-        first = tl.maximum(first, start // CHUNK * CHUNK)
+    start = tl.load(starts + row)
+    place = start + m % s
+    first, end = first_and_end(start, s, t, WINDOW, CHUNK, RING)
     each = tl.cdiv(tl.cdiv(end - first, splits), BLOCK_N) * BLOCK_N
     begin = first + part * each
     stop = tl.minimum(begin + each, end)
-    at_q = q + row * q_b + query_head[:, None] * q_h + query[:, None] * q_s + own_d[None] * q_d
+    at_q = q + row * q_b + (head * (rows // s) + m // s)[:, None] * q_h + (m % s)[:, None] * q_s + own_d[None] * q_d
     tile_q = tl.load(at_q, mask=(m[:, None] < rows) & (own_d[None] < d), other=0.0)
-    best = tl.full([BLOCK_M], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    at_k, at_v = k + row * k_b + head * k_g + own_d[:, None], v + row * v_b + head * v_g + own_e[None]
+    best, total = tl.full([BLOCK_M], -float("inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
-    at_k = k + row * k_b + head * k_g
-    at_v = v + row * v_b + head * v_g
     for at in range(begin, stop, BLOCK_N):
         slot = at + n
         inside = slot < stop
-        tile_k = tl.load(at_k + slot[None] * k_t + own_d[:, None], mask=inside[None] & (own_d[:, None] < d), other=0.0)
-        scores = tl.dot(tile_q, tile_k, input_precision="ieee") * scale
-        if CAPPED:
-            bent = scores / softcap
-            scores = softcap * (1.0 - 2.0 / (tl.exp2(2.0 * LOG2E * bent) + 1.0))
-        key = slot
-        if RING:
-            key = tl.load(held + row * held_b + slot, mask=inside, other=-1)
-        seen = inside[None] & (key[None] >= 0) & (key[None] <= place[:, None])
-        if WINDOW > 0:
-            seen = seen & (key[None] > place[:, None] - WINDOW)
-        if CHUNK > 0:
-            seen = seen & (key[None] // CHUNK == place[:, None] // CHUNK)
+        tile_k = tl.load(at_k + slot[None] * k_t, mask=inside[None] & (own_d[:, None] < d), other=0.0)
+        scores = scored(tile_q, tile_k, scale, softcap, CAPPED)
+        key = tl.load(held + row * held_b + slot, mask=inside, other=-1) if RING else slot
+        seen = inside[None] & is_seen(key[None], place[:, None], WINDOW, CHUNK)
         scores = tl.where(seen, scores * LOG2E, -float("inf"))
         higher = tl.maximum(best, tl.max(scores, 1))
         safe = tl.where(higher == -float("inf"), 0.0, higher)
-        weights = tl.exp2(scores - safe[:, None])
-        shrink = tl.exp2(best - safe)
+        weights, shrink = tl.exp2(scores - safe[:, None]), tl.exp2(best - safe)
         total = total * shrink + tl.sum(weights, 1)
-        tile_v = tl.load(at_v + slot[:, None] * v_t + own_e[None], mask=inside[:, None] & (own_e[None] < e), other=0.0)
+        tile_v = tl.load(at_v + slot[:, None] * v_t, mask=inside[:, None] & (own_e[None] < e), other=0.0)
         acc = acc * shrink[:, None] + tl.dot(weights.to(tile_v.dtype), tile_v, input_precision="ieee")
         best = higher
-    place_out = (group * splits + part) * rows + m
-    tl.store(sums + place_out[:, None] * e + own_e[None], acc, mask=(m[:, None] < rows) & (own_e[None] < e))
-    tl.store(marks + place_out * 2, best, mask=m < rows)
-    tl.store(marks + place_out * 2 + 1, total, mask=m < rows)
+    at_out = (group * splits + part) * rows
+    tl.store(sums + (at_out + m)[:, None] * e + own_e[None], acc, mask=(m[:, None] < rows) & (own_e[None] < e))
+    keep_marks(marks + at_out * 2, best, total, m, rows)
+
+
+@triton.jit
+def keep_marks(marks: Any, best: Any, total: Any, m: Any, rows: Any) -> None:
+    tl.store(marks + m * 2, best, mask=m < rows)
+    tl.store(marks + m * 2 + 1, total, mask=m < rows)
 
 
 @triton.jit
