@@ -59,6 +59,7 @@ def token_model(program: ExportedProgram) -> TokenModel:
         CannotCache: the program's inputs, a node or a site stands in the way.
     """
     gm = unlift(program)
+    gm.graph.eliminate_dead_code()  # a mask that nobody reads needs no proof
     inputs = _token_inputs(gm)
     sizes = _sizes(gm, inputs, program)
     unproved = find_sites(gm.graph)
@@ -108,6 +109,13 @@ def _sizes(gm: GraphModule, inputs: TokenInputs, program: ExportedProgram) -> Si
         if str(symbol) == str(tokens) and int(limits.lower) > SHORTEST:
             raise refuse(node, f"the program is for {limits.lower} tokens or more: shorter prompts may mean something else")
     return Sizes(None if isinstance(rows, int) else str(rows), str(tokens))
+
+
+def longest(program: ExportedProgram) -> int | None:
+    """The most tokens that the program is for, of a row in all; None = any number."""
+    tokens = next(n for n in unlift(program).graph.nodes if n.op == "placeholder" and n.name != POSITIONS).meta["val"].shape[-1]
+    limits = [limits.upper for symbol, limits in program.range_constraints.items() if str(symbol) == str(tokens)]
+    return next((int(most) for most in limits if most.is_Integer), None)
 
 
 def _value_of(gm: GraphModule, node: Node) -> Tensor | None:
