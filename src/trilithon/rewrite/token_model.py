@@ -16,6 +16,7 @@ from trilithon.errors import CannotCache
 from trilithon.prove.axes import ROWS, TOKENS, Found, Label, Sizes, Source, refuse
 from trilithon.prove.locality import TokenInputs, token_labels
 from trilithon.rewrite.op import ATTENTION
+from trilithon.rewrite.split_context import DECODER_TOKENS, take_context
 from trilithon.rewrite.unlift import unlift
 from trilithon.spec.masks import Causal, Chunked, LocalWindow, Mask, Padding, SlidingWindow, parse, parts
 
@@ -34,7 +35,7 @@ class TokenModel:
         inputs: names.
         labels: of its nodes.
         sizes: the symbols of rows and tokens.
-        sites: its attention nodes, in order.
+        sites: the nodes of attention over tokens, in order; that over the context has no cache.
         logits: the output.
     """
 
@@ -46,7 +47,7 @@ class TokenModel:
     logits: Node
 
 
-def token_model(program: ExportedProgram) -> TokenModel:
+def token_model(program: ExportedProgram, tokens: str | None = None) -> TokenModel:
     """Show that a cache is sound.
 
     Sound means: outside attention every value at token i of a row depends on that token and its position alone, and at
@@ -54,29 +55,52 @@ def token_model(program: ExportedProgram) -> TokenModel:
 
     Args:
         program: its proved attention canonical.
+        tokens: name of the token input. What does not depend on it is cut out (`split_context`), and inputs in its place.
+            None: the only input beside positions, or `decoder_input_ids`.
 
     Raises:
         CannotCache: the program's inputs, a node or a site stands in the way.
     """
     gm = unlift(program)
     gm.graph.eliminate_dead_code()  # a mask that nobody reads needs no proof
-    inputs = _token_inputs(gm)
+    inputs = _token_inputs(gm, tokens)
     sizes = _sizes(gm, inputs, program)
     unproved = find_sites(gm.graph)
     if unproved:
         raise refuse(unproved[0].output, "the mask of this attention is not proved causal")
     labels = token_labels(gm.graph, inputs, sizes, ATTENTION, lambda node: _value_of(gm, node))
-    sites = [n for n in gm.graph.nodes if n.target is ATTENTION]
+    found = [n for n in gm.graph.nodes if n.target is ATTENTION]
+    sites = [n for n in found if TOKENS in labels[n.args[1]].factors]  # type: ignore[union-attr]
     if not sites:
         raise refuse(gm.graph.output_node(), "it has no attention over tokens")
-    for site in sites:
-        mask_window(site)
+    for site in found:
+        if site in sites:
+            mask_window(site)
+        else:
+            _check_over_context(site, labels)
     return TokenModel(gm, inputs, labels, sizes, sites, _logits(gm, labels, sizes))
 
 
-def _token_inputs(gm: GraphModule) -> TokenInputs:
+def _check_over_context(node: Node, labels: Mapping[Node, Found]) -> None:
+    """Cross attention stays as it is: its mask may say which keys of the context there are, not where a query stands."""
+    if any(not isinstance(p, Padding) for p in parts(parse(str(node.args[3])))):
+        raise refuse(node, f"its mask over the context is {node.args[3]}, which depends on positions")
+    if len(node.args) > 8 and node.args[8]:
+        raise refuse(node, "it adds a bias over the context, which may depend on positions")
+    for x in node.all_input_nodes:
+        label = labels.get(x)
+        if x is not node.args[0] and not (isinstance(label, Label) and label.source is Source.CONSTANT and not label.role):
+            raise refuse(node, f"it reads {x.name}, which depends on tokens")
+
+
+def _token_inputs(gm: GraphModule, given: str | None) -> TokenInputs:
     held = {n.name: n for n in gm.graph.nodes if n.op == "placeholder"}
     tokens = [name for name, n in held.items() if name != POSITIONS and _is_tokens(n.meta["val"])]
+    if given is None and DECODER_TOKENS in tokens and len(held) > 1:
+        given = DECODER_TOKENS
+    if given is not None:
+        context = take_context(gm, given, POSITIONS)
+        return TokenInputs(given, POSITIONS if POSITIONS in held else None, () if context is None else context.names)
     other = [name for name in held if name not in (POSITIONS, *tokens[:1])]
     if len(tokens) == 1 and not other:
         return TokenInputs(tokens[0], POSITIONS if POSITIONS in held else None)
@@ -135,6 +159,7 @@ def _logits(gm: GraphModule, labels: Mapping[Node, Found], sizes: Sizes) -> Node
         is_all = len(label.axes) == 3 and label.axes[:2] == (own, (TOKENS,))
         is_last = label.last and label.axes[:1] == (own,) and len(label.axes) + (len(label.axes) == 2) == 3
         if is_all or (is_last and (len(label.axes) == 2 or label.axes[1] == ())):
+            gm.graph.output_node().args = (outputs[0],)  # what else it gives is None
             return outputs[0]
     raise refuse(outputs[0] if outputs else gm.graph.output_node(), "the program must give one output: logits [b s v]")
 
