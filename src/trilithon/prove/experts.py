@@ -96,7 +96,7 @@ def index_put(node: Node, scope: Scope) -> Label:
     if len(args["indices"]) != 1 or args["accumulate"] or args["indices"][0] is None:
         raise refuse(node, "it writes to places that are known only at run time")
     order = scope.label(args["indices"][0])
-    is_inverse = (target.role, order.role, values.role) == ("blank", "order", "numbers")
+    is_inverse = len(order.axes) == 1 and (target.role, order.role, values.role) == ("blank", "order", "numbers")
     if not is_inverse or target.axes != order.axes or sorted(map(str, values.factors)) != sorted(map(str, order.factors)):
         raise refuse(node, "it writes to places that are known only at run time")
     return replace(order, role="inverse")
@@ -104,7 +104,8 @@ def index_put(node: Node, scope: Scope) -> Label:
 
 def converted(node: Node, scope: Scope) -> Label:
     label = scope.label(node.args[0])
-    return label if label.role.startswith("groups") else broadcast(node, scope)
+    is_exact = node.meta["val"].dtype in (torch.int32, torch.int64, torch.float32, torch.float64)
+    return label if label.role.startswith("groups") and is_exact else broadcast(node, scope)
 
 
 def counted(node: Node, scope: Scope) -> Label:

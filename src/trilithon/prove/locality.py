@@ -9,7 +9,7 @@ meet; there the masks' own proofs speak.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from trilithon.prove.axes import ROWS, TOKENS, Axis, Found, Label, Scope, Sizes,
 from trilithon.prove.local_rules import NAMED, RULES, SIZED
 
 aten = torch.ops.aten
+SIZES = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
 ASSERTS = {aten._assert_scalar.default, aten.sym_constrain_range_for_size.default, aten.sym_constrain_range.default}
 
 
@@ -61,9 +62,9 @@ def token_labels(
         if node.op == "placeholder":
             labels[node] = _input(node, inputs, sizes)
         elif node.op == "get_attr":
-            labels[node] = _fixed(node, value, sizes)
+            labels |= {node: _fixed(node, value, sizes)} if _has_tensors(value) else {}
         elif node.op == "output" or not _has_tensors(value):
-            continue
+            _refuse_numbers(node, labels)
         elif node.target is attention:
             labels[node] = _attention(node, scope)
         else:
@@ -72,6 +73,14 @@ def token_labels(
         if node.target in ASSERTS:
             _refuse_assertion(node, sizes)
     return labels
+
+
+def _refuse_numbers(node: Node, labels: Mapping[Node, Found]) -> None:
+    """A number that is made of values, not of sizes, would carry them past the labels."""
+    made = [labels[x] for x in node.all_input_nodes if x in labels and node.op != "output"]
+    is_size = node.target in SIZES or node.meta.get("val") is None
+    if not is_size and not all(isinstance(label, Label) and label.is_fixed for label in made):
+        raise refuse(node, f"{node.target} makes a number of values that belong to tokens")
 
 
 def _has_tensors(value: Any) -> bool:

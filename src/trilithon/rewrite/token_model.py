@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 
 from trilithon.capture.sites import find_sites
 from trilithon.errors import CannotCache
+from trilithon.passes import bound_arguments
 from trilithon.prove.axes import ROWS, TOKENS, Found, Label, Sizes, Source, refuse
 from trilithon.prove.locality import TokenInputs, token_labels
 from trilithon.rewrite.op import ATTENTION
@@ -63,6 +64,9 @@ def token_model(program: ExportedProgram, tokens: str | None = None) -> TokenMod
     """
     gm = unlift(program)
     gm.graph.eliminate_dead_code()  # a mask that nobody reads needs no proof
+    for node in gm.graph.find_nodes(op="call_function", target=ATTENTION):
+        if node.kwargs:
+            node.args, node.kwargs = tuple(bound_arguments(node).values()), {}
     inputs = _token_inputs(gm, tokens)
     sizes = _sizes(gm, inputs, program)
     unproved = find_sites(gm.graph)
@@ -175,7 +179,7 @@ def mask_window(node: Node) -> int | None:
         raise refuse(node, f"its mask is {node.args[3]}: export the model without a padding mask")
     if not any(_is_causal(p) for p in kinds) or any(getattr(p, "align", "upper_left") != "upper_left" for p in kinds):
         raise refuse(node, f"its mask is {node.args[3]}, not causal: a query would see later tokens")
-    if any(x is not None for x in node.args[5:7]):
+    if any(x is not None for x in node.args[5:8]):
         raise refuse(node, "it has positions or a key mask of its own")
     windows = [w for p in kinds if (w := _window(p)) is not None]
     return min(windows) if windows else None
