@@ -109,8 +109,9 @@ def cached_inputs(
     for node in others:
         if node.name.startswith(CONTEXT):
             held = node.meta["val"]
-            free = [fixed(size) if isinstance(size, int) else tokens(context_tokens) for size in held.shape[1:]]
-            own.append(Input(node.name, held.dtype, (batch, *free)))
+            free = [tokens(context_tokens) if i else batch for i in range(held.dim())]
+            sizes = [fixed(n) if isinstance(n, int) else axis for n, axis in zip(held.shape, free, strict=True)]
+            own.append(Input(node.name, held.dtype, tuple(sizes)))
     caches = [
         Input(f"cache_{kind}_{i}", shape.dtype, (batch, fixed(shape.g), fixed(shape.slots(cache_tokens)), fixed(width)))
         for i, shape in enumerate(shapes)
