@@ -222,6 +222,10 @@ FORBIDDEN: dict[str, tuple[Twist, str, str]] = {  # the operation that must be n
     "group_norm": (lambda m, x, p: F.group_norm(x.transpose(1, 2), 4).transpose(1, 2), "group_norm", "over tokens"),
     "vector_product": (vector_product, "softmax", "over tokens"),
     "product_of_tokens": (lambda m, x, p: x + (x @ x.transpose(1, 2)) @ x, "matmul", "different tokens|along tokens"),
+    "einsum_of_tokens": (lambda m, x, p: x + torch.einsum("bsc,btc->bst", x, x) @ x, "einsum", "different tokens"),
+    "einsum_of_rows": (lambda m, x, p: x + torch.einsum("bsc,dsc->bsc", x, x), "einsum", "along rows"),
+    "running_mean": (lambda m, x, p: x + torch.ones(x.shape[1], x.shape[1]).tril() @ x, "ones", "different tokens"),
+    "next_of_two_copies": (lambda m, x, p: x.repeat(1, 2, 1)[:, 1 : x.shape[1] + 1], "slice", "selects tokens"),
     "unmasked_attention": (attend_unmasked, "matmul", "different tokens|not proved causal"),
     "expert_capacity": (capacity, "cumsum", "over tokens"),
     "sorted_tokens": (sort_experts_away, "cumsum", "over tokens|sorted"),
@@ -276,6 +280,45 @@ def test_mixed_tokens_or_rows_are_refused(name: str) -> None:
     assert found.where is not None and "test_locality.py" in str(found)
     assert any(part in found.where.node for part in operation.split("|")), found.where
     assert any(part in found.why for part in why.split("|")), found.why
+
+
+# ------------------------------------------------------------ experts
+
+
+class Experts(nn.Module):
+    """Tokens sorted by their expert, as transformers does; `spoil` is what goes wrong."""
+
+    def __init__(self, spoil: str = "") -> None:
+        super().__init__()
+        self.tokens, self.head, self.router = nn.Embedding(VOCAB, WIDTH), nn.Linear(WIDTH, VOCAB), nn.Linear(WIDTH, 4)
+        self.weights = nn.Parameter(torch.randn(4, WIDTH, WIDTH))
+        self.spoil = spoil
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        x = self.tokens(input_ids)
+        b, s, c = x.shape
+        q = x.view(b, s, 2, -1).transpose(1, 2)
+        x = torch.ops.trilithon.attention(q, q, q, "causal", 0.5).transpose(1, 2).reshape(-1, c)
+        gates, chosen = self.router(x).softmax(-1).topk(2, dim=-1)
+        groups, order = (chosen + 1 if self.spoil == "groups" else chosen).view(-1).sort()
+        sorted_ = x[order // (1 if self.spoil == "copies" else 2)]
+        ends = torch.histc(groups.float(), 4, 0, 4 if self.spoil == "bins" else 3).cumsum(0, dtype=torch.int32)
+        y = torch._grouped_mm(sorted_.bfloat16(), self.weights.bfloat16(), offs=ends)
+        if self.spoil == "neighbours":
+            y = y.view(-1, 2, c).sum(1).repeat_interleave(2, 0)
+        back = torch.empty_like(order).index_put([order], torch.arange(2 * b * s))
+        y = y[order if self.spoil == "order" else back].view(b * s, 2, c) * gates[..., None]
+        return self.head(y.sum(1).view(b, s, c).to(self.head.weight.dtype))
+
+
+def test_experts_that_sort_tokens_may_have_a_cache() -> None:
+    assert len(cache_shapes(canonical(Experts().eval()))) == 1
+
+
+@pytest.mark.parametrize("spoil", ["groups", "copies", "bins", "neighbours", "order"])
+def test_experts_that_mix_tokens_are_refused(spoil: str) -> None:
+    found = refusal(canonical(Experts(spoil).eval()))
+    assert found.where is not None and "test_locality.py" in str(found)
 
 
 # ------------------------------------------------------------ masks

@@ -15,23 +15,34 @@ Found = list[tuple[int, int, Tensor]]  # row, position, logits [v]
 
 
 class CachedRun:
-    """A cache of `tokens` tokens a row and the three programs over it.
+    """A cache and the three programs over it.
 
     Args:
         program: its proved attention canonical.
         ids: `[b n]`: what each row is fed, from the left.
+        most: tokens a row that the cache is for.
+        context: of an encoder-decoder.
+        tokens: name of the token input, where it must be given.
     """
 
-    def __init__(self, program: ExportedProgram, ids: Tensor, tokens: int, *, rings: bool) -> None:
-        self.ids, self.start, self.most = ids, [0] * len(ids), tokens
-        self.shapes = cache_shapes(program, rings=rings)
-        self.prompt, self.step = (insert_cache(program, mode, rings=rings) for mode in ("prompt", "step"))
-        self.extend = insert_cache(program, "extend", rings=rings, all_logits=True)
-        self.last = insert_cache(program, "extend", rings=rings)
+    def __init__(
+        self,
+        program: ExportedProgram,
+        ids: Tensor,
+        most: int,
+        *,
+        rings: bool,
+        context: Sequence[Tensor] = (),
+        tokens: str | None = None,
+    ) -> None:
+        self.ids, self.start, self.most, self.context = ids, [0] * len(ids), most, context
+        self.shapes = cache_shapes(program, rings=rings, tokens=tokens)
+        self.prompt = insert_cache(program, "prompt", rings=rings, tokens=tokens)
+        self.step = insert_cache(program, "step", rings=rings, tokens=tokens)
+        self.extend = insert_cache(program, "extend", rings=rings, all_logits=True, tokens=tokens)
+        self.last = insert_cache(program, "extend", rings=rings, tokens=tokens)
         self.caches = [  # what an unused slot holds must not matter
-            torch.full((len(ids), c.g, c.slots(tokens), width), 99.0, dtype=c.dtype)
-            for c in self.shapes
-            for width in (c.d, c.e)
+            torch.full((len(ids), c.g, c.slots(most), width), 99.0, dtype=c.dtype) for c in self.shapes for width in (c.d, c.e)
         ]
 
     def feed(self, counts: Sequence[int], random: Random) -> Found:
@@ -43,7 +54,7 @@ class CachedRun:
         choices = [self.extend, self.last, *([self.prompt] * 4 if not any(self.start) else [])]
         module = self.step if width == 1 else random.choice(choices)
         with torch.no_grad():
-            logits = module(tokens, torch.tensor(self.start), torch.tensor(counts), *self.caches)
+            logits = module(tokens, torch.tensor(self.start), torch.tensor(counts), *self.context, *self.caches)
         found: Found = []
         for row, (start, count) in enumerate(zip(self.start, counts, strict=True)):
             if module is self.extend:

@@ -66,7 +66,7 @@ class TokenModel(nn.Module):
 
 
 def fused(m: TokenModel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return torch.ops.trilithon.attention(q, k, v, "causal", 0.3)  # type: ignore[no-any-return]
 
 
 def by_triangle(m: TokenModel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -77,15 +77,11 @@ def by_triangle(m: TokenModel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def windowed(m: TokenModel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    i = torch.arange(q.shape[2])
-    mask = (i[None] <= i[:, None]) & (i[None] > i[:, None] - 3)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return torch.ops.trilithon.attention(q, k, v, "window(3)", 0.3)  # type: ignore[no-any-return]
 
 
 def chunked(m: TokenModel, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    i = torch.arange(q.shape[2])
-    mask = (i[None] <= i[:, None]) & (i[None] // 4 == i[:, None] // 4)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return torch.ops.trilithon.attention(q, k, v, "causal & chunked(4)", 0.3)  # type: ignore[no-any-return]
 
 
 def feed_forward(m: TokenModel, x: Tensor) -> Tensor:

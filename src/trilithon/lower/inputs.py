@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from trilithon.rewrite.insert_cache import CacheShape
+from trilithon.rewrite.split_context import CONTEXT
 
 LARGEST = 1 << 31
 USUAL_TOKENS = 2048  # the length to be fast at, where more are allowed
@@ -85,7 +86,12 @@ def _bounds(size: torch.SymInt, ranges: Mapping[str, tuple[int, int | None]]) ->
 
 
 def cached_inputs(
-    gm: GraphModule, shapes: Iterable[CacheShape], cache_tokens: int, max_batch: int, most_tokens: int | None = None
+    gm: GraphModule,
+    shapes: Iterable[CacheShape],
+    cache_tokens: int,
+    max_batch: int,
+    most_tokens: int | None = None,
+    context_tokens: int = LARGEST,
 ) -> tuple[Input, ...]:
     """The inputs of a module that `insert_cache` made.
 
@@ -94,11 +100,18 @@ def cached_inputs(
         shapes: one entry a site.
         cache_tokens: tokens a row that the cache is for.
         most_tokens: tokens that a call brings at most (1 for a step); None = as many as the cache is for.
+        context_tokens: most entries along the axes of the context that export left dynamic, rows apart.
     """
-    batch, first = rows(max_batch), next(n for n in gm.graph.nodes if n.op == "placeholder")
+    batch, (first, *others) = rows(max_batch), [n for n in gm.graph.nodes if n.op == "placeholder"]
     length = fixed(1) if most_tokens == 1 else tokens(most_tokens or cache_tokens)
     own = [Input(first.name, first.meta["val"].dtype, (batch, length))]
     own += [Input(name, torch.int64, (batch,)) for name in ("start", "counts")]
+    for node in others:
+        if node.name.startswith(CONTEXT):
+            held = node.meta["val"]
+            free = [tokens(context_tokens) if i else batch for i in range(held.dim())]
+            sizes = [fixed(n) if isinstance(n, int) else axis for n, axis in zip(held.shape, free, strict=True)]
+            own.append(Input(node.name, held.dtype, tuple(sizes)))
     caches = [
         Input(f"cache_{kind}_{i}", shape.dtype, (batch, fixed(shape.g), fixed(shape.slots(cache_tokens)), fixed(width)))
         for i, shape in enumerate(shapes)

@@ -28,7 +28,7 @@ Axes = tuple[Axis, ...]
 class Source(IntEnum):
     """What the values of a tensor are made of; what is made of several has the greatest."""
 
-    CONSTANT = 0  # equal at every row and token
+    CONSTANT = 0  # equal at every token; at every row too, except where an input of the context has rows
     POSITIONS = 1  # at token i of a row: a function of the token's position
     TOKENS = 2  # at token i of a row: a function of that token (or of what attention gave it) and its position
 

@@ -3,6 +3,7 @@
     %chosen, %order = sort(view(%expert_of_token, [-1]))        the tokens in the order of their experts
     %x = index(%tokens, [%order // k])                          each token's value, in that order
     %ends = cumsum(histc(%chosen, n, 0, n - 1))                 where each expert's tokens end
+    %b = index(%biases, [%chosen])                              what the expert of row j adds
     %y = grouped_mm(%x, %weights, %ends)                        row j times the weights of the expert of row j
     %back = index_put(empty, [%order], arange)                  the inverse of the order
     %out = index(%y, [%back])                                   back in the order of tokens
@@ -73,6 +74,8 @@ def index(node: Node, scope: Scope) -> Label:
     first, rest = x.axes[0], x.axes[1:]
     if len(args["indices"]) != 1 or x.role or len(number.axes) != 1 or not is_free(*rest):
         raise refuse(node, "it computes with the places of sorted tokens")
+    if number.role.startswith("groups") and x.is_fixed:  # what each token's own expert adds
+        return Label((number.axes[0], *rest), Source.TOKENS, order=number.order)
     if number.role == "inverse" and x.order is number.order and first == number.axes[0]:
         return replace(x, order=None)
     copies: Axis = (int(number.role.split()[-1]),) if number.role.startswith("order of") else ()
@@ -93,7 +96,7 @@ def index_put(node: Node, scope: Scope) -> Label:
     if len(args["indices"]) != 1 or args["accumulate"] or args["indices"][0] is None:
         raise refuse(node, "it writes to places that are known only at run time")
     order = scope.label(args["indices"][0])
-    is_inverse = (target.role, order.role, values.role) == ("blank", "order", "numbers")
+    is_inverse = len(order.axes) == 1 and (target.role, order.role, values.role) == ("blank", "order", "numbers")
     if not is_inverse or target.axes != order.axes or sorted(map(str, values.factors)) != sorted(map(str, order.factors)):
         raise refuse(node, "it writes to places that are known only at run time")
     return replace(order, role="inverse")
@@ -101,7 +104,8 @@ def index_put(node: Node, scope: Scope) -> Label:
 
 def converted(node: Node, scope: Scope) -> Label:
     label = scope.label(node.args[0])
-    return label if label.role.startswith("groups") else broadcast(node, scope)
+    is_exact = node.meta["val"].dtype in (torch.int32, torch.int64, torch.float32, torch.float64)
+    return label if label.role.startswith("groups") and is_exact else broadcast(node, scope)
 
 
 def counted(node: Node, scope: Scope) -> Label:

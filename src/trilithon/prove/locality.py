@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from trilithon.prove.axes import ROWS, TOKENS, Found, Label, Scope, Sizes, Source, is_free, merged, refuse
+from trilithon.prove.axes import ROWS, TOKENS, Axis, Found, Label, Scope, Sizes, Source, is_free, merged, refuse
 from trilithon.prove.local_rules import NAMED, RULES, SIZED
 
 aten = torch.ops.aten
+SIZES = {aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int}
 ASSERTS = {aten._assert_scalar.default, aten.sym_constrain_range_for_size.default, aten.sym_constrain_range.default}
 
 
@@ -31,10 +32,12 @@ class TokenInputs:
     Attributes:
         tokens: name of the integer input `[b s]`.
         positions: name of the input that holds each token's position, `[b s]`, `[1 s]` or `[s]`, or None.
+        context: names of inputs that do not depend on tokens; rows are on axis 0, or they have none.
     """
 
     tokens: str
     positions: str | None
+    context: tuple[str, ...] = ()
 
 
 def token_labels(
@@ -59,9 +62,9 @@ def token_labels(
         if node.op == "placeholder":
             labels[node] = _input(node, inputs, sizes)
         elif node.op == "get_attr":
-            labels[node] = _fixed(node, value, sizes)
+            labels |= {node: _fixed(node, value, sizes)} if _has_tensors(value) else {}
         elif node.op == "output" or not _has_tensors(value):
-            continue
+            _refuse_numbers(node, labels)
         elif node.target is attention:
             labels[node] = _attention(node, scope)
         else:
@@ -70,6 +73,14 @@ def token_labels(
         if node.target in ASSERTS:
             _refuse_assertion(node, sizes)
     return labels
+
+
+def _refuse_numbers(node: Node, labels: Mapping[Node, Found]) -> None:
+    """A number that is made of values, not of sizes, would carry them past the labels."""
+    made = [labels[x] for x in node.all_input_nodes if x in labels and node.op != "output"]
+    is_size = node.target in SIZES or node.meta.get("val") is None
+    if not is_size and not all(isinstance(label, Label) and label.is_fixed for label in made):
+        raise refuse(node, f"{node.target} makes a number of values that belong to tokens")
 
 
 def _has_tensors(value: Any) -> bool:
@@ -83,6 +94,9 @@ def _input(node: Node, inputs: TokenInputs, sizes: Sizes) -> Label:
         return Label((own, (TOKENS,)), Source.TOKENS)
     if node.name == inputs.positions and axes in ((own, (TOKENS,)), ((), (TOKENS,)), ((TOKENS,),)):
         return Label(axes, Source.POSITIONS)
+    found = tuple(axis for axis in axes if axis is not None)
+    if node.name in inputs.context and len(found) == len(axes) and is_free(*found[1:]) and TOKENS not in (found or ((),))[0]:
+        return Label(found, Source.CONSTANT)
     raise refuse(node, f"the input {node.name} of shape {list(node.meta['val'].shape)} does not run over rows and tokens")
 
 
@@ -152,6 +166,8 @@ def _attention(node: Node, scope: Scope) -> Label:
     """Queries, keys and values are `[b h s d]`; what else the op takes must be constant."""
     own = (ROWS,) if scope.sizes.rows is not None else ()
     operands = [scope.label(x) for x in node.args[:3]]
+    if all(label.source is Source.CONSTANT for label in operands[1:]):
+        return _over_context(node, operands, own)
     for x, label in zip(("queries", "keys", "values"), operands, strict=True):
         is_split = len(label.axes) == 4 and (label.axes[0], label.axes[2]) == (own, (TOKENS,))
         if not is_split or not is_free(label.axes[1], label.axes[3]) or label.last or label.order or label.role:
@@ -163,7 +179,13 @@ def _attention(node: Node, scope: Scope) -> Label:
     return Label((*q.axes[:3], v.axes[3]), Source.TOKENS)
 
 
-def source_of(labels: Mapping[Node, Found], node: Node) -> Source | None:
-    """What a node's value is made of, where it has one label."""
-    found = labels.get(node)
-    return found.source if isinstance(found, Label) else None
+def _over_context(node: Node, operands: list[Label], own: Axis) -> Label:
+    """Cross attention: each token reads the context of its own row. What the mask and a bias may read, `token_model` says."""
+    q, k, v = operands
+    is_split = len(q.axes) == 4 and q.axes[0] == own and q.axes[2] == (TOKENS,) and is_free(q.axes[1], q.axes[3])
+    if not is_split or q.last or q.order or q.role:
+        raise refuse(node, "its queries do not run over rows on axis 0 and tokens on axis 2")
+    for label in (k, v):
+        if label.axes[0] != own or not is_free(*label.axes[1:]):
+            raise refuse(node, "its keys and values do not run over rows on axis 0")
+    return Label((*q.axes[:3], v.axes[3]), Source.TOKENS)

@@ -39,17 +39,18 @@ class CacheShape:
         return cache_tokens if self.window is None else min(self.window + SPARE, cache_tokens)
 
 
-def cache_shapes(program: ExportedProgram, *, rings: bool = True) -> list[CacheShape]:
+def cache_shapes(program: ExportedProgram, *, tokens: str | None = None, rings: bool = True) -> list[CacheShape]:
     """Show that a cache is sound (see `token_model`), and what each site must keep.
 
     Args:
         program: its proved attention canonical.
+        tokens: as given to `token_model`.
         rings: a site whose mask is a window or chunks keeps only what its queries can see.
 
     Raises:
         CannotCache: the program's inputs, a node or a site stands in the way.
     """
-    return [_cache_shape(site, rings) for site in token_model(program).sites]
+    return [_cache_shape(site, rings) for site in token_model(program, tokens).sites]
 
 
 def _cache_shape(node: Node, rings: bool) -> CacheShape:
@@ -60,26 +61,29 @@ def _cache_shape(node: Node, rings: bool) -> CacheShape:
     return CacheShape(g, d, e, k.meta["val"].dtype, mask_window(node) if rings else None)  # type: ignore[union-attr]
 
 
-def insert_cache(program: ExportedProgram, mode: Mode, *, all_logits: bool = False, rings: bool = True) -> GraphModule:
-    """The program over a cache: `(tokens, start, counts, cache_k_0, cache_v_0, ...) -> logits`.
+def insert_cache(
+    program: ExportedProgram, mode: Mode, *, tokens: str | None = None, all_logits: bool = False, rings: bool = True
+) -> GraphModule:
+    """The program over a cache: `(tokens, start, counts, context_0, ..., cache_k_0, cache_v_0, ...) -> logits`.
 
     Args:
         program: canonical, and accepted by `cache_shapes`.
         mode: "prompt": from an empty cache (`start` is 0); attention reads the fresh keys. "step": one token a row.
             "extend": any number of tokens at any start.
+        tokens: as given to `token_model`.
         all_logits: logits `[b s v]` of every token, else `[b 1 v]` of the last real one of each row.
         rings: as given to `cache_shapes`.
 
-    The module's inputs: the tokens `[b s]` int64, under the name that the program has for them; `start [b]` int64:
-    tokens in the cache of each row before; `counts [b]` int64, 1 to s: how many of the tokens at hand are real, from
-    the left; and for each site its `cache_k_i [b g slots d]` and `cache_v_i [b g slots e]`, which are written in place.
-    The token at position p of a row is kept in slot `p % slots`. Padding stands behind all real tokens of its row, so
-    that the causal mask hides it, and leaves no trace.
+    The module's inputs: the tokens `[b s]`, under the name that the program has for them; `start [b]` int64: tokens in
+    the cache of each row before; `counts [b]` int64, 1 to s: how many of the tokens at hand are real, from the left;
+    what `split_context` gives, where the program has a context; and for each site its `cache_k_i [b g slots d]` and
+    `cache_v_i [b g slots e]`, which are written in place. The token at position p of a row is kept in slot `p % slots`.
+    Padding stands behind all real tokens of its row, so that the causal mask hides it, and leaves no trace.
 
     Raises:
         CannotCache: as `cache_shapes`; or all logits are asked of a program that gives those of the last token.
     """
-    model = token_model(program)
+    model = token_model(program, tokens)
     inputs = _inputs(model, mode)
     _place_tokens(model, inputs)
     use = _UseCache(model.gm, inputs, mode)
@@ -112,12 +116,15 @@ def _inputs(model: TokenModel, mode: Mode) -> _Inputs:
     graph = model.gm.graph
     tokens = next(n for n in graph.nodes if n.op == "placeholder" and n.name == model.inputs.tokens)
     last = [n for n in graph.nodes if n.op == "placeholder"][-1]
-    names = ["start", "counts", *(f"cache_{kind}_{i}" for i in range(len(model.sites)) for kind in "kv")]
-    made: list[Node] = []
-    for name in names:
-        with graph.inserting_after(made[-1] if made else last):
-            made.append(graph.placeholder(name))
-    start, counts, *caches = made
+    with graph.inserting_after(tokens):
+        start = graph.placeholder("start")
+    with graph.inserting_after(start):
+        counts = graph.placeholder("counts")
+    caches: list[Node] = []
+    after = counts if last is tokens else last
+    for name in (f"cache_{kind}_{i}" for i in range(len(model.sites)) for kind in "kv"):
+        with graph.inserting_after(caches[-1] if caches else after):
+            caches.append(graph.placeholder(name))
     with graph.inserting_before(_first_operation(model.gm)):
         size = graph.call_function(aten.sym_size.int, (tokens, 1))
         rows = graph.call_function(aten.sym_size.int, (tokens, 0))

@@ -128,8 +128,19 @@ def indexed(made: RowPositions, node: Node) -> Node:
         return made.call(aten.index.Tensor, made.lifted[x], [None, *args["indices"]], like=node)
     if x in made.lifted or len(given) != 1:
         raise refuse(node, "positions of a row cannot be looked up like this")
-    axis = given[0]
-    found = made.call(aten.index.Tensor, x, [*[None] * axis, made.lifted[args["indices"][axis]]], like=node)
+    return _looked_up(made, node, x, args["indices"][given[0]], given[0])
+
+
+def selected(made: RowPositions, node: Node) -> Node:
+    """index_select by positions."""
+    args = bound_arguments(node)
+    if args["self"] in made.lifted:
+        return shifted(made, node)
+    return _looked_up(made, node, args["self"], args["index"], args["dim"] % rank_of(args["self"]))
+
+
+def _looked_up(made: RowPositions, node: Node, table: Node, index: Node, axis: int) -> Node:
+    found = made.call(aten.index.Tensor, table, [*[None] * axis, made.lifted[index]], like=node)
     rest = [i for i in range(rank_of(node) + 1) if i != axis]
     return found if axis == 0 else made.call(aten.permute.default, found, [axis, *rest])
 
@@ -152,4 +163,5 @@ LIFTS: dict[Any, Lift] = {
     **dict.fromkeys(targets("outer ger"), outer),
     **dict.fromkeys(targets("einsum"), summed),
     **dict.fromkeys(targets("index.Tensor"), indexed),
+    **dict.fromkeys(targets("index_select"), selected),
 }

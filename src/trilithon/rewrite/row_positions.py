@@ -76,7 +76,9 @@ class RowPositions:
         """The positions input is replaced."""
         label = self.labels[node]
         assert isinstance(label, Label)
-        self._put(node, label, self._as_wide(self._here(), node))
+        own, dtype = self._here(), node.meta["val"].dtype
+        own = own if dtype == torch.int64 else self.call(aten._to_copy.default, own, dtype=dtype)
+        self._put(node, label, self._as_wide(own, node))
 
     def _put(self, node: Node, found: Any, made: Node) -> None:
         if ROWS in found.factors or self.rows is None:

@@ -13,9 +13,11 @@ from torch.fx import GraphModule, Node
 
 from trilithon.capture.sites import find_sites
 from trilithon.errors import CannotCache
+from trilithon.passes import bound_arguments
 from trilithon.prove.axes import ROWS, TOKENS, Found, Label, Sizes, Source, refuse
 from trilithon.prove.locality import TokenInputs, token_labels
 from trilithon.rewrite.op import ATTENTION
+from trilithon.rewrite.split_context import DECODER_TOKENS, take_context
 from trilithon.rewrite.unlift import unlift
 from trilithon.spec.masks import Causal, Chunked, LocalWindow, Mask, Padding, SlidingWindow, parse, parts
 
@@ -34,7 +36,7 @@ class TokenModel:
         inputs: names.
         labels: of its nodes.
         sizes: the symbols of rows and tokens.
-        sites: its attention nodes, in order.
+        sites: the nodes of attention over tokens, in order; that over the context has no cache.
         logits: the output.
     """
 
@@ -46,7 +48,7 @@ class TokenModel:
     logits: Node
 
 
-def token_model(program: ExportedProgram) -> TokenModel:
+def token_model(program: ExportedProgram, tokens: str | None = None) -> TokenModel:
     """Show that a cache is sound.
 
     Sound means: outside attention every value at token i of a row depends on that token and its position alone, and at
@@ -54,28 +56,55 @@ def token_model(program: ExportedProgram) -> TokenModel:
 
     Args:
         program: its proved attention canonical.
+        tokens: name of the token input. What does not depend on it is cut out (`split_context`), and inputs in its place.
+            None: the only input beside positions, or `decoder_input_ids`.
 
     Raises:
         CannotCache: the program's inputs, a node or a site stands in the way.
     """
     gm = unlift(program)
-    inputs = _token_inputs(gm)
+    gm.graph.eliminate_dead_code()  # a mask that nobody reads needs no proof
+    for node in gm.graph.find_nodes(op="call_function", target=ATTENTION):
+        if node.kwargs:
+            node.args, node.kwargs = tuple(bound_arguments(node).values()), {}
+    inputs = _token_inputs(gm, tokens)
     sizes = _sizes(gm, inputs, program)
     unproved = find_sites(gm.graph)
     if unproved:
         raise refuse(unproved[0].output, "the mask of this attention is not proved causal")
     labels = token_labels(gm.graph, inputs, sizes, ATTENTION, lambda node: _value_of(gm, node))
-    sites = [n for n in gm.graph.nodes if n.target is ATTENTION]
+    found = [n for n in gm.graph.nodes if n.target is ATTENTION]
+    sites = [n for n in found if TOKENS in labels[n.args[1]].factors]  # type: ignore[union-attr]
     if not sites:
         raise refuse(gm.graph.output_node(), "it has no attention over tokens")
-    for site in sites:
-        mask_window(site)
+    for site in found:
+        if site in sites:
+            mask_window(site)
+        else:
+            _check_over_context(site, labels)
     return TokenModel(gm, inputs, labels, sizes, sites, _logits(gm, labels, sizes))
 
 
-def _token_inputs(gm: GraphModule) -> TokenInputs:
+def _check_over_context(node: Node, labels: Mapping[Node, Found]) -> None:
+    """Cross attention stays as it is: its mask may say which keys of the context there are, not where a query stands."""
+    if any(not isinstance(p, Padding) for p in parts(parse(str(node.args[3])))):
+        raise refuse(node, f"its mask over the context is {node.args[3]}, which depends on positions")
+    if len(node.args) > 8 and node.args[8]:
+        raise refuse(node, "it adds a bias over the context, which may depend on positions")
+    for x in node.all_input_nodes:
+        label = labels.get(x)
+        if x is not node.args[0] and not (isinstance(label, Label) and label.source is Source.CONSTANT and not label.role):
+            raise refuse(node, f"it reads {x.name}, which depends on tokens")
+
+
+def _token_inputs(gm: GraphModule, given: str | None) -> TokenInputs:
     held = {n.name: n for n in gm.graph.nodes if n.op == "placeholder"}
     tokens = [name for name, n in held.items() if name != POSITIONS and _is_tokens(n.meta["val"])]
+    if given is None and DECODER_TOKENS in tokens and len(held) > 1:
+        given = DECODER_TOKENS
+    if given is not None:
+        context = take_context(gm, given, POSITIONS)
+        return TokenInputs(given, POSITIONS if POSITIONS in held else None, () if context is None else context.names)
     other = [name for name in held if name not in (POSITIONS, *tokens[:1])]
     if len(tokens) == 1 and not other:
         return TokenInputs(tokens[0], POSITIONS if POSITIONS in held else None)
@@ -110,6 +139,13 @@ def _sizes(gm: GraphModule, inputs: TokenInputs, program: ExportedProgram) -> Si
     return Sizes(None if isinstance(rows, int) else str(rows), str(tokens))
 
 
+def longest(program: ExportedProgram) -> int | None:
+    """The most tokens that the program is for, of a row in all; None = any number."""
+    tokens = next(n for n in unlift(program).graph.nodes if n.op == "placeholder" and n.name != POSITIONS).meta["val"].shape[-1]
+    limits = [limits.upper for symbol, limits in program.range_constraints.items() if str(symbol) == str(tokens)]
+    return next((int(most) for most in limits if most.is_Integer), None)
+
+
 def _value_of(gm: GraphModule, node: Node) -> Tensor | None:
     while node.target in SAME:
         node = node.args[0]  # type: ignore[assignment]
@@ -127,6 +163,7 @@ def _logits(gm: GraphModule, labels: Mapping[Node, Found], sizes: Sizes) -> Node
         is_all = len(label.axes) == 3 and label.axes[:2] == (own, (TOKENS,))
         is_last = label.last and label.axes[:1] == (own,) and len(label.axes) + (len(label.axes) == 2) == 3
         if is_all or (is_last and (len(label.axes) == 2 or label.axes[1] == ())):
+            gm.graph.output_node().args = (outputs[0],)  # what else it gives is None
             return outputs[0]
     raise refuse(outputs[0] if outputs else gm.graph.output_node(), "the program must give one output: logits [b s v]")
 
@@ -142,7 +179,7 @@ def mask_window(node: Node) -> int | None:
         raise refuse(node, f"its mask is {node.args[3]}: export the model without a padding mask")
     if not any(_is_causal(p) for p in kinds) or any(getattr(p, "align", "upper_left") != "upper_left" for p in kinds):
         raise refuse(node, f"its mask is {node.args[3]}, not causal: a query would see later tokens")
-    if any(x is not None for x in node.args[5:7]):
+    if any(x is not None for x in node.args[5:8]):
         raise refuse(node, "it has positions or a key mask of its own")
     windows = [w for p in kinds if (w := _window(p)) is not None]
     return min(windows) if windows else None
