@@ -9,6 +9,7 @@ from torch import nn
 import trilithon
 from models.configs import tiny
 from trilithon import Options, VerificationFailed
+from trilithon.runtime import verify as verify_module
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.verify import verify_decoder
 
@@ -30,8 +31,11 @@ def test_a_right_decoder_passes(decoder: CachedDecoder, model: nn.Module, times:
     assert 0.0 < verify_decoder(decoder, model, LENGTHS, times) < 1e-5
 
 
-def test_the_error_is_in_units_of_eager(decoder: CachedDecoder, model: nn.Module) -> None:
-    with pytest.raises(VerificationFailed, match=r"eager torch\.float32 is off by a 0\.001th of that"):
+def test_the_error_is_in_units_of_eager(decoder: CachedDecoder, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is more than what is allowed in any case."""
+    assert verify_decoder(decoder, model, LENGTHS, 0.001) < 1e-4
+    monkeypatch.setattr(verify_module, "LEAST", {})
+    with pytest.raises(VerificationFailed, match=r"eager torch\.float32 is off by \de-0\d; TensorRT-RTX multiplies"):
         verify_decoder(decoder, model, LENGTHS, 0.001)
 
 

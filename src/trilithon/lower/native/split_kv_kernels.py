@@ -1,9 +1,5 @@
 """The Triton kernels of `split_kv`; imported where they are launched, since only builds for GPUs bring Triton."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -11,9 +7,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def first_and_end(
-    start: Any, s: Any, t: Any, WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr
-) -> Any:  # fmt: skip
+def first_and_end(start, s, t, WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr):
     """The slots that queries at `start` and behind can see; all of a ring."""
     first, end = start * 0, tl.minimum(start + s, t)
     if RING:
@@ -27,7 +21,7 @@ def first_and_end(
 
 
 @triton.jit
-def is_seen(key: Any, place: Any, WINDOW: tl.constexpr, CHUNK: tl.constexpr) -> Any:
+def is_seen(key, place, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
     """May a query at `place [m 1]` see a key at `key [1 n]`?"""
     seen = (key >= 0) & (key <= place)
     if WINDOW > 0:
@@ -38,7 +32,7 @@ def is_seen(key: Any, place: Any, WINDOW: tl.constexpr, CHUNK: tl.constexpr) -> 
 
 
 @triton.jit
-def scored(tile_q: Any, tile_k: Any, scale: Any, softcap: Any, CAPPED: tl.constexpr) -> Any:
+def scored(tile_q, tile_k, scale, softcap, CAPPED: tl.constexpr):
     """Scores `[m n]`, with their cap `c * tanh(scores / c)`."""
     scores = tl.dot(tile_q, tile_k, input_precision="ieee") * scale
     if CAPPED:
@@ -48,12 +42,12 @@ def scored(tile_q: Any, tile_k: Any, scale: Any, softcap: Any, CAPPED: tl.conste
 
 @triton.jit
 def partial_sums(
-    q: Any, k: Any, v: Any, starts: Any, held: Any, sums: Any, marks: Any,
-    q_b: Any, q_h: Any, q_s: Any, q_d: Any, k_b: Any, k_g: Any, k_t: Any, v_b: Any, v_g: Any, v_t: Any, held_b: Any,
-    g: Any, s: Any, t: Any, rows: Any, splits: Any, d: Any, e: Any, scale: Any, softcap: Any,
+    q, k, v, starts, held, sums, marks,
+    q_b, q_h, q_s, q_d, k_b, k_g, k_t, v_b, v_g, v_t, held_b,
+    g, s, t, rows, splits, d, e, scale, softcap,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr, CAPPED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """Softmax times V over one part of the keys, not divided yet: `sums [bg p m e]`; maximum and sum in `marks [bg p m 2]`."""
     group, part = tl.program_id(0), tl.program_id(1)
     row, head = group // g, group % g
@@ -90,16 +84,16 @@ def partial_sums(
 
 
 @triton.jit
-def keep_marks(marks: Any, best: Any, total: Any, m: Any, rows: Any) -> None:
+def keep_marks(marks, best, total, m, rows):
     tl.store(marks + m * 2, best, mask=m < rows)
     tl.store(marks + m * 2 + 1, total, mask=m < rows)
 
 
 @triton.jit
 def combine(
-    sums: Any, marks: Any, result: Any, r_b: Any, r_h: Any, r_s: Any, g: Any, s: Any, rows: Any, splits: Any, e: Any,
+    sums, marks, result, r_b, r_h, r_s, g, s, rows, splits, e,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
-) -> None:  # fmt: skip
+):  # fmt: skip
     """The parts of one query put together; a query that sees no key gives 0."""
     group, m = tl.program_id(0), tl.program_id(1)
     part, own_e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_E)
