@@ -63,16 +63,6 @@ def measured(model: nn.Module, ids: torch.Tensor, *rows: str):
     return run_rows(candidates(model, ids, NEW, rows=rows), bench).rows
 
 
-def test_the_exported_program_is_the_model_at_each_length(model, ids):
-    program = torch_tensorrt_row.export(model, ids, PROMPT + NEW, {"logits_to_keep": 1}).module()
-    for tokens in (2, PROMPT, PROMPT + NEW):
-        longer = torch.arange(2 * tokens).view(2, tokens) * 7 % 256
-        expected = model(input_ids=longer, use_cache=False).logits[:, -1:]
-        torch.testing.assert_close(program(longer), expected)
-    with pytest.raises(Exception, match=str(PROMPT + NEW)):
-        program(torch.zeros(2, PROMPT + NEW + 1, dtype=torch.int64))
-
-
 @pytest.mark.parametrize(
     ("row", "settings"), [("torch-tensorrt", {}), ("torch-tensorrt-masked", {"attn_bias_is_causal": False})]
 )
@@ -94,7 +84,32 @@ def test_a_row_generates_by_what_was_compiled(model, ids, installed, monkeypatch
     assert found.tokens_equal_baseline
     assert calls == [settings]
     assert "2.11.0 on TensorRT-RTX 1.4.0.76: no engines, " in found.note
+    assert float(found.note.split("logits off by ")[1].split()[0]) < 1e-5
     assert "1.4" not in baseline.note
+
+
+def test_the_program_is_the_model_at_each_length(model, ids, installed):
+    fake = installed(lambda program, **arguments: program.module())
+    built = torch_tensorrt_row.build(fake, model, ids, PROMPT + NEW, {"logits_to_keep": 1}, {})
+    for tokens in (2, PROMPT, PROMPT + NEW):
+        others = torch.arange(2 * tokens).view(2, tokens) * 7 % 256
+        torch.testing.assert_close(built.logits(others), model(input_ids=others, use_cache=False).logits[:, -1:])
+    with pytest.raises(Exception, match=str(PROMPT + NEW)):
+        built.logits(torch.zeros(2, PROMPT + NEW + 1, dtype=torch.int64))
+
+
+def test_wrong_logits_show_in_the_note(model, ids, installed):
+    class Negated(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, ids):
+            return (-self.inner(ids),)
+
+    fake = installed(lambda program, **arguments: Negated(program.module()))
+    built = torch_tensorrt_row.build(fake, model, ids, PROMPT + NEW, {"logits_to_keep": 1}, {})
+    assert built.made_of.endswith("logits off by 2.0e+00 of eager's")
 
 
 def test_a_missing_package_says_what_to_install(model, ids):
@@ -120,7 +135,7 @@ def test_an_import_that_fails_names_the_versions(installed, monkeypatch):
     monkeypatch.setattr(torch_tensorrt_row.importlib, "import_module", fail)
     with pytest.raises(TrilithonError, match="IAlgorithmSelector") as caught:
         torch_tensorrt_row.library(torch.device("cuda", 0))
-    assert "tensorrt-rtx>=1.3,<1.5" in str(caught.value)
+    assert "tensorrt-rtx<1.5" in str(caught.value)
 
 
 def test_the_parts_of_a_compiled_module_are_counted():
