@@ -20,7 +20,9 @@ from torch.fx import GraphModule
 
 from trilithon.errors import TrilithonError
 
-INSTALL = "pip install torch-tensorrt-rtx==2.11.0 'tensorrt-rtx<1.5'  # for torch 2.11; or leave the row out"
+INSTALL = (
+    "for torch 2.11: pip install torch-tensorrt-rtx==2.11.0 'tensorrt-rtx<1.5' (see docs/backends.md); or leave the row out"
+)
 
 
 @dataclass(frozen=True)
