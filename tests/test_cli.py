@@ -18,7 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from runtime.plain_decoder import PlainDecoder
 from trilithon import Compiled, cli, compiler
-from trilithon.bench import candidates, demo
+from trilithon.bench import demo
 from trilithon.bench.table import Table
 from trilithon.capture import hf, presets
 from trilithon.report.report import Report
@@ -93,7 +93,6 @@ def compile_once() -> Callable[..., Any]:
 @pytest.fixture(autouse=True)
 def _compile_once(compile_once, monkeypatch):
     monkeypatch.setattr(compiler, "compile", compile_once)
-    monkeypatch.setattr(candidates, "compile_model", compile_once)
     monkeypatch.setattr(demo, "compile_model", compile_once)
 
 

@@ -25,6 +25,7 @@ DOORS = {
     "z3": ("trilithon/prove/",),
     "tensorrt": ("trilithon/lower/tensorrt/",),
     "tensorrt_rtx": ("trilithon/lower/tensorrt/",),
+    "torch_tensorrt": ("trilithon/bench/torch_tensorrt_row.py",),
     "transformers": ("trilithon/capture/hf.py", "trilithon/capture/presets.py", "trilithon/integrations/"),
 }
 
@@ -147,6 +148,8 @@ def test_a_leftward_import_is_not_found(file, line):
         ("trilithon/capture/presets.py", "import transformers", 0),
         ("trilithon/capture/sites.py", "import transformers", 1),
         ("trilithon/lower/tensorrt/engine.py", "import tensorrt_rtx as trt", 0),
+        ("trilithon/bench/candidates.py", "importlib.import_module('torch_tensorrt')", 1),
+        ("trilithon/bench/torch_tensorrt_row.py", "import torch_tensorrt", 0),
     ],
 )
 def test_the_wrong_door_is_found(file, line, count):

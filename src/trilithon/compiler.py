@@ -22,9 +22,10 @@ from trilithon.lower.tensorrt.module import site_forms
 from trilithon.options import Options
 from trilithon.prove.cache import default_cache
 from trilithon.prove.program import Examined, examine_program, prover_of, size_ranges
-from trilithon.report.build import canonical_heads, site_report, size_names, versions
+from trilithon.report.build import canonical_heads, site_report, size_names
 from trilithon.report.promises import broken_promises
 from trilithon.report.report import Report
+from trilithon.report.versions import versions
 from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
 from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import device_of, fake_inputs, input_names, unlift

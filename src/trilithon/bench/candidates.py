@@ -4,32 +4,42 @@ Every row starts from the same model object and makes exactly `new_tokens` token
 without a cache run the whole sequence again for each new token, and compute the logits of its last token only, where
 the model has an argument for that. The row that keeps the mask differs from the next one in the mask alone: both are
 exported, run on the same backend, and compiled by Inductor where the other is.
+
+Only Trilithon's rows load what they need: the prover, and TensorRT. The others run where z3 is not installed.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trilithon.bench import torch_tensorrt_row
 from trilithon.bench.roofline import DecoderSize
 from trilithon.bench.rows import Candidate
 from trilithon.capture import hf
 from trilithon.compiled import Compiled
-from trilithon.compiler import compile as compile_model
 from trilithon.errors import InputError, TrilithonError
-from trilithon.lower.backend import lower_module, resolve_backend
 from trilithon.lower.inputs import Input, rows, tokens
 from trilithon.options import Options
 from trilithon.prove.verdict import Verdict
 
 ROWS = ("pytorch", "hf-dynamic", "hf-static", "kept", "causal", "static")
 TENSORRT_ROWS = ("trt-decomposed", "trt-mask", "trt-causal", "trt-static", "trt-graph")
+TORCH_TENSORRT_ROWS: dict[str, tuple[str, str, dict[str, bool]]] = {  # name, note, settings that are not its defaults
+    "torch-tensorrt": ("Torch-TensorRT, no cache", "as shipped (attn_bias_is_causal=True)", {}),
+    "torch-tensorrt-masked": (
+        "Torch-TensorRT mask kept, no cache",
+        "attn_bias_is_causal=False",
+        {"attn_bias_is_causal": False},
+    ),
+}
+KNOWN = (*ROWS, *TENSORRT_ROWS, *TORCH_TENSORRT_ROWS)
 LogitsOf = Callable[[Tensor], Tensor]  # ids [b s] -> logits [b, s or 1, v]
 
 
@@ -43,12 +53,12 @@ def candidates(
     proof_cache: bool = True,
     compiled: Compiled | None = None,
 ) -> list[Candidate]:
-    """The rows that were asked for, in the order of `ROWS` and `TENSORRT_ROWS`.
+    """The rows that were asked for, in the order of `KNOWN`.
 
     Args:
         model: a Hugging Face causal LM, on the device of `ids`.
         ids: `[b s]` int64, the prompts.
-        rows: names among `ROWS` and `TENSORRT_ROWS`.
+        rows: names among `KNOWN`.
         backend: of Trilithon's rows.
         proof_cache: as in `Options`, for the rows that compile.
         compiled: `model` compiled for enough tokens, if the caller has it; then its row builds nothing.
@@ -56,11 +66,10 @@ def candidates(
     Raises:
         InputError: a row has another name, or the model is not a causal LM.
     """
-    known = (*ROWS, *TENSORRT_ROWS)
-    unknown = [row for row in rows if row not in known]
+    unknown = [row for row in rows if row not in KNOWN]
     if unknown or not rows:
         raise InputError(
-            f"unknown row {unknown[0]!r}" if unknown else "no row to measure", todo=f"the rows are {', '.join(known)}"
+            f"unknown row {unknown[0]!r}" if unknown else "no row to measure", todo=f"the rows are {', '.join(KNOWN)}"
         )
     if not hf.is_causal_lm(model):
         raise InputError(
@@ -69,7 +78,7 @@ def candidates(
             todo="pick a preset such as byte-llama or qwen3-0.6b; `trilithon explain` takes encoders too",
         )
     contest = _Contest(model, ids, new_tokens, backend, Options(proof_cache=proof_cache), compiled)
-    return [contest.candidate(row) for row in known if row in rows]
+    return [contest.candidate(row) for row in KNOWN if row in rows]
 
 
 def decoder_size(model: nn.Module) -> DecoderSize:
@@ -100,6 +109,7 @@ class _Contest:
     backend: str
     options: Options
     compiled: Compiled | None
+    details: dict[str, str] = field(default_factory=dict)  # row -> what came out of building it
 
     def candidate(self, row: str) -> Candidate:
         window = getattr(self.model.config, "sliding_window", None)
@@ -125,8 +135,11 @@ class _Contest:
             "trt-static": ("TensorRT static cache", lambda: self._on_tensorrt(row), "written in place"),
             "trt-graph": ("TensorRT static cache, CUDA graph", lambda: self._on_tensorrt(row), "written in place"),
         }
+        if row in TORCH_TENSORRT_ROWS:
+            name, note, settings = TORCH_TENSORRT_ROWS[row]
+            names[row] = (name, lambda: self._torch_tensorrt(row, settings), note)
         name, make, note = names[row]
-        return Candidate(name=name, make=make, note=note)
+        return Candidate(name=name, make=make, note=note, details=lambda: self.details.get(row, ""))
 
     def _pytorch(self) -> Callable[[], Tensor]:
         only_last = _last_only(self.model)
@@ -144,6 +157,8 @@ class _Contest:
         return lambda: self.model.generate(self.ids, **arguments)  # type: ignore[operator]
 
     def _kept(self, backend: str, options: Options | None = None) -> Callable[[], Tensor]:
+        from trilithon.lower.backend import lower_module, resolve_backend
+
         program = self._last_token.program
         b, s = self.ids.shape
         sizes = (rows(b), tokens(s + self.new_tokens))
@@ -161,6 +176,8 @@ class _Contest:
         return self._without_cache(compiled)
 
     def _static(self, backend: str, cuda_graphs: bool | None = None) -> Callable[[], Tensor]:
+        from trilithon.compiler import compile as compile_model
+
         rows, prompt = self.ids.shape
         options = replace(self.options, max_batch=rows, cuda_graphs=cuda_graphs)
         compiled = (self.compiled if backend == self.backend else None) or compile_model(
@@ -178,12 +195,21 @@ class _Contest:
         form: Any = "decomposed" if row == "trt-decomposed" else "fused"
         return self._kept("tensorrt", replace(self.options, attention=form))
 
+    def _torch_tensorrt(self, row: str, settings: dict[str, bool]) -> Callable[[], Tensor]:
+        library = torch_tensorrt_row.library(self.ids.device)
+        most = self.ids.shape[1] + self.new_tokens
+        built = torch_tensorrt_row.build(library, self.model, self.ids, most, _last_only(self.model), settings)
+        self.details[row] = built.made_of
+        return self._without_cache(built.logits)
+
     @cached_property
     def _last_token(self) -> Compiled:
         return self._last_token_of(self.backend, self.options)
 
     def _last_token_of(self, backend: str, options: Options) -> Compiled:
         """The model compiled for `input_ids` alone, giving the logits of the last token where it can."""
+        from trilithon.compiler import compile as compile_model
+
         example, shapes = hf.example_for(self.model, ("input_ids",))
         only_last = _last_only(self.model)
         shapes |= dict.fromkeys(only_last)

@@ -13,7 +13,7 @@ from trilithon.bench.roofline import Job, measure_machine
 from trilithon.bench.rows import Bench, run_rows
 from trilithon.bench.table import Table
 from trilithon.compiled import Compiled
-from trilithon.report.build import versions
+from trilithon.report.versions import versions
 
 CPU_JOB, GPU_JOB = (128, 64), (2048, 128)  # tokens in, tokens out, where the caller does not say
 

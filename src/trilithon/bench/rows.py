@@ -29,11 +29,13 @@ class Candidate:
         make: builds the program (loading, compiling); gives a call that does the whole job and returns
             `[batch, prompt_tokens + new_tokens]` ids, the prompt included, as Hugging Face's `generate` does.
         note: a few words on it for the row.
+        details: more words, asked for after the job was timed: what came out of building.
     """
 
     name: str
     make: Callable[[], Callable[[], Tensor]]
     note: str = ""
+    details: Callable[[], str] = str  # none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,7 @@ def _row(candidate: Candidate, result: _Measured | str, baseline: _Measured | No
         ratio_to_floor=median / floor.seconds,
         tokens_per_second=tokens / median,
         tokens_equal_baseline=equal,
-        note="; ".join(part for part in (candidate.note, difference) if part),
+        note="; ".join(part for part in (candidate.note, candidate.details(), difference) if part),
     )
 
 

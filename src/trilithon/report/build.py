@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 
 import torch
 from torch.export import ExportedProgram
@@ -123,15 +121,3 @@ def size_names(program: ExportedProgram) -> dict[str, str]:
             if isinstance(size, torch.SymInt) and str(size).isidentifier():
                 named.setdefault(str(size), f"{name} axis {axis}")
     return named
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    packages = ("trilithon", "torch", "transformers", "z3-solver")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
