@@ -54,7 +54,12 @@ def _is_heavy(node: Node) -> bool:
 
 def _derive_sizes(part: GraphModule) -> None:
     """Read the sizes that a part is given off the tensors that it is given."""
-    tensors = [n for n in part.graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.Tensor)]
+    placeholders = part.graph.find_nodes(op="placeholder")
+    before = part.graph._root
+    for node in placeholders:  # each may stand as late as its first use
+        before.append(node)
+        before = node
+    tensors = [n for n in placeholders if isinstance(n.meta.get("val"), torch.Tensor)]
     for node in [n for n in part.graph.nodes if n.op == "placeholder" and n not in tensors]:
         found = _where_is(node.meta.get("val"), tensors)
         if found is None:

@@ -95,7 +95,8 @@ def squeezed(net: Network, x: ITensor, axes: Sequence[int]) -> ITensor:
     known, wanted = fake_shape(net, "self"), fake_shape(net)
     sizes = [x.shape[axis] if known is None or x.shape[axis] >= 0 else known[axis] for axis in range(len(x.shape))]
     dropped = [axis for axis in axes if isinstance(sizes[axis], int) and sizes[axis] == 1]
-    if -1 in x.shape and (wanted is None or len(wanted) != len(x.shape) - len(dropped)):
+    unknown = any(not isinstance(sizes[axis], int) or sizes[axis] < 0 for axis in axes)
+    if (unknown and wanted is None) or (wanted is not None and len(wanted) != len(x.shape) - len(dropped)):
         raise net.refuse("whether an axis has size 1 is known only at run time")
     return without(net, x, dropped)
 
