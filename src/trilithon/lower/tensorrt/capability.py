@@ -16,6 +16,7 @@ from trilithon.spec.masks import Causal, Chunked, LocalWindow, Mask, SlidingWind
 Form = Literal["fused", "decomposed"]
 FEW_KEYS = 512  # up to so many, one query and a mask are a form that the builder takes
 UNKNOWN = Axis(1, 1, 1 << 31)
+HALVES = ", its kernel adds up in float16: up to 8 times the error of PyTorch's"  # measured: docs/backends.md
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def choose(spec: AttentionSpec, attention: str) -> tuple[Form, str]:
     if better is not None:
         return "decomposed", better
     masked = spec.mask is not None or spec.upper_left
-    return "fused", "causal by its kind" if by_causal_kind(spec) else "a mask in the network" if masked else "no mask"
+    reason = "causal by its kind" if by_causal_kind(spec) else "a mask in the network" if masked else "no mask"
+    return "fused", reason + (HALVES if spec.dtype == torch.float16 else "")
 
 
 def keeps_a_key(mask: Mask, spec: AttentionSpec) -> bool:
