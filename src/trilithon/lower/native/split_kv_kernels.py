@@ -38,20 +38,38 @@ def is_seen(key: Any, place: Any, WINDOW: tl.constexpr, CHUNK: tl.constexpr) -> 
 
 
 @triton.jit
-def scored(tile_q: Any, tile_k: Any, scale: Any, softcap: Any, CAPPED: tl.constexpr) -> Any:
-    """Scores `[m n]`, with their cap `c * tanh(scores / c)`."""
-    scores = tl.dot(tile_q, tile_k, input_precision="ieee") * scale
+def scored(
+    tile_q: Any, tile_k: Any, at_scale: Any, inside: Any, scale: Any, softcap: Any, CAPPED: tl.constexpr, SCALED: tl.constexpr
+) -> Any:  # fmt: skip
+    """Scores `[m n]`, with the scales of the keys, and with their cap `c * tanh(scores / c)`."""
+    scores = tl.dot(tile_q, tile_k.to(tile_q.dtype), input_precision="ieee") * scale
+    if SCALED:
+        scores = scores * tl.load(at_scale, mask=inside, other=0.0)[None]
     if CAPPED:
         scores = softcap * (1.0 - 2.0 / (tl.exp2(2.0 * LOG2E * scores / softcap) + 1.0))
     return scores
 
 
 @triton.jit
+def weighed(weights: Any, tile_v: Any, at_scale: Any, inside: Any, like: Any, SCALED: tl.constexpr) -> Any:
+    """Weights times values `[m e]`. The largest scale of the tile is taken out first: halves keep their precision so."""
+    if SCALED:
+        scales = tl.load(at_scale, mask=inside, other=0.0)
+        most = tl.max(scales, 0)
+        weights = weights * (scales / tl.where(most == 0.0, 1.0, most))[None]
+        product = tl.dot(weights.to(like.dtype), tile_v.to(like.dtype), input_precision="ieee") * most
+    else:
+        product = tl.dot(weights.to(tile_v.dtype), tile_v, input_precision="ieee")
+    return product
+
+
+@triton.jit
 def partial_sums(
-    q: Any, k: Any, v: Any, starts: Any, held: Any, sums: Any, marks: Any,
-    q_b: Any, q_h: Any, q_s: Any, q_d: Any, k_b: Any, k_g: Any, k_t: Any, v_b: Any, v_g: Any, v_t: Any, held_b: Any,
+    q: Any, k: Any, v: Any, k_scales: Any, v_scales: Any, starts: Any, held: Any, sums: Any, marks: Any,
+    q_b: Any, q_h: Any, q_s: Any, q_d: Any, k_b: Any, k_g: Any, k_t: Any, v_b: Any, v_g: Any, v_t: Any,
+    ks_b: Any, ks_g: Any, ks_t: Any, vs_b: Any, vs_g: Any, vs_t: Any, held_b: Any,
     g: Any, s: Any, t: Any, rows: Any, splits: Any, d: Any, e: Any, scale: Any, softcap: Any,
-    WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr, CAPPED: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr, CAPPED: tl.constexpr, SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
 ) -> None:  # fmt: skip
     """Softmax times V over one part of the keys, not divided yet: `sums [bg p m e]`; maximum and sum in `marks [bg p m 2]`."""
@@ -67,13 +85,14 @@ def partial_sums(
     at_q = q + row * q_b + (head * (rows // s) + m // s)[:, None] * q_h + (m % s)[:, None] * q_s + own_d[None] * q_d
     tile_q = tl.load(at_q, mask=(m[:, None] < rows) & (own_d[None] < d), other=0.0)
     at_k, at_v = k + row * k_b + head * k_g + own_d[:, None], v + row * v_b + head * v_g + own_e[None]
+    at_ks, at_vs = k_scales + row * ks_b + head * ks_g, v_scales + row * vs_b + head * vs_g
     best, total = tl.full([BLOCK_M], -float("inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     for at in range(begin, stop, BLOCK_N):
         slot = at + n
         inside = slot < stop
         tile_k = tl.load(at_k + slot[None] * k_t, mask=inside[None] & (own_d[:, None] < d), other=0.0)
-        scores = scored(tile_q, tile_k, scale, softcap, CAPPED)
+        scores = scored(tile_q, tile_k, at_ks + slot * ks_t, inside, scale, softcap, CAPPED, SCALED)
         key = tl.load(held + row * held_b + slot, mask=inside, other=-1) if RING else slot
         seen = inside[None] & is_seen(key[None], place[:, None], WINDOW, CHUNK)
         scores = tl.where(seen, scores * LOG2E, -float("inf"))
@@ -82,7 +101,7 @@ def partial_sums(
         weights, shrink = tl.exp2(scores - safe[:, None]), tl.exp2(best - safe)
         total = total * shrink + tl.sum(weights, 1)
         tile_v = tl.load(at_v + slot[:, None] * v_t, mask=inside[:, None] & (own_e[None] < e), other=0.0)
-        acc = acc * shrink[:, None] + tl.dot(weights.to(tile_v.dtype), tile_v, input_precision="ieee")
+        acc = acc * shrink[:, None] + weighed(weights, tile_v, at_vs + slot * vs_t, inside, tile_q, SCALED)
         best = higher
     at_out = (group * splits + part) * rows
     tl.store(sums + (at_out + m)[:, None] * e + own_e[None], acc, mask=(m[:, None] < rows) & (own_e[None] < e))
