@@ -51,10 +51,9 @@ def _make(
         if (assumption.table, assumption.kind) not in (("position_ids", "consecutive"), ("position_ids", "bounded")):
             return _no_cache(model, f"its masks were proved only if {assumption.text}")
     rings = backend != "tensorrt"  # its cache layer writes consecutive slots
-    stored = None if options.cache_dtype is None else STORED[options.cache_dtype]
     errors: list[float] = []
     try:
-        kept = cache_shapes(program, rings=rings, stored=stored)
+        kept = cache_shapes(program, rings=rings, stored=_stored(options))
     except CannotCache as refusal:
         return refusal
     device = next(model.parameters()).device
@@ -73,6 +72,10 @@ def _make(
 
     decoder, notes = build_right(build, verify, backend, options)
     return decoder, (*cache_notes(decoder), *kept_notes(options.cache_dtype, errors), *notes)
+
+
+def _stored(options: Options) -> torch.dtype | None:
+    return None if options.cache_dtype is None else STORED[options.cache_dtype]
 
 
 def build_right(
@@ -117,7 +120,7 @@ def _build(
     native = backend != "tensorrt"
 
     def lowered(name: str, mode: Mode) -> Callable[..., Any]:
-        gm = insert_cache(program, mode, all_logits=mode == "extend", rings=native, stored=kept[0].stored)
+        gm = insert_cache(program, mode, all_logits=mode == "extend", rings=native, stored=_stored(options))
         inputs = cached_inputs(gm, kept, max_tokens, options.max_batch, most_tokens=1 if mode == "step" else None)
         role: Role = "step" if mode == "step" else "sequence"
         return lower_module(gm, backend, options, role=role, name=name, inputs=inputs, exact=exact)

@@ -265,10 +265,9 @@ class _UseCache:
         own = (positions,) if positions is not None or rest else ()
         node.args = (node.args[0], keys, values, *node.args[3:5], start, None, *own, *rest)
         if is_late:
-            with graph.inserting_after(node):
-                late = self._write(value, v).cache
-            with graph.inserting_before(late):
+            with graph.inserting_before(node.next):
                 self._write(key, k)
+                self._write(value, v)
 
     def _write(self, kept: _Kept, x: Any) -> _Kept:
         """What the write returns."""
