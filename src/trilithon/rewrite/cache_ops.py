@@ -55,7 +55,13 @@ def write_cache(cache: Tensor, x: Tensor, start: Tensor, counts: Tensor) -> Tens
 
 
 def _put(cache: Tensor, x: Tensor, places: Tensor) -> Tensor:
-    """`x [b g s d]` into the slots `places [b s]` of each row; Inductor keeps an `index_put_` in place, not a `scatter_`."""
+    """`x [b g s d]` into the slots `places [b s]` of each row.
+
+    Of a `scatter_` Inductor makes two copies of the whole cache, an `index_put_` it leaves in place; run as it is on a CPU
+    the first is faster.
+    """
+    if not cache.is_cuda and not torch.compiler.is_compiling():
+        return cache.scatter_(2, places[:, None, :, None].expand_as(x), x)
     rows, heads = (torch.arange(n, device=x.device) for n in x.shape[:2])
     return cache.index_put_((rows[:, None, None], heads[None, :, None], places[:, None]), x)
 
