@@ -132,7 +132,7 @@ def test_wrong_scales_are_refused(wrong: str, dtype: str, monkeypatch: pytest.Mo
         changed = {"none": scales * 0, "of another token": scales.roll(1, 2), "of another head": scales.roll(1, 1)}
         return values, changed[wrong]
 
-    decoder, model = decoder_of("llama-3.2", dtype), model_of("llama-3.2")
+    decoder, model = decoder_of("mistral", dtype), model_of("mistral")
     assert verify_decoder(decoder, model) > 1e-4
     monkeypatch.setattr(cache_ops, "quantise", off)
     with pytest.raises(VerificationFailed, match="Leave cache_dtype out"):
