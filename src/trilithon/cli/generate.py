@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trilithon.cli.common import Backend, Device, Dtype, Layers, Model, NoCache, app, load
+from trilithon.cli.common import Backend, CacheDtype, Device, Dtype, Layers, Model, NoCache, app, load
 from trilithon.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ def generate(
     device: Device = None,
     layers: Layers = None,
     max_tokens: Annotated[int | None, typer.Option(help="Capacity of the KV cache. Default: what the job needs.")] = None,
-    cache_dtype: Annotated[
-        str | None, typer.Option(help="Keep K and V in 8 bits, int8 or fp8: an approximation. Default: as the model, exact.")
-    ] = None,
+    cache_dtype: CacheDtype = None,
     no_cache: NoCache = False,
 ) -> None:
     """Continue a prompt, printing tokens as they come, then the speed."""
@@ -51,20 +49,21 @@ def generate(
     tokenizer = _tokenizer(model, prompt, prompt_tokens)
     text = None if tokenizer is None else tokenizer(prompt, return_tensors="pt").input_ids
     if is_artefact(model):
-        if cache_dtype is not None:
-            raise InputError("--cache-dtype was given with engines", why="their cache is built in", todo="leave it out")
-        compiled, ids = _load_compiled(model, device, text, prompt_tokens, seed)
+        compiled, ids = _load_compiled(model, device, text, prompt_tokens, seed, options)
     else:
         module = load(model, dtype, device, layers, seed)
         compiled, ids = _compile(module, backend, text, prompt_tokens, seed, max_new_tokens, max_tokens, options)
-    arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-    arguments |= {"repetition_penalty": repetition_penalty} | ({} if eos else {"eos_token_id": None})
-    if temperature > 0:
-        draw = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        arguments |= draw | {"seed": seed}
+    arguments: dict[str, Any] = {} if eos else {"eos_token_id": None}
+    arguments |= {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "repetition_penalty": repetition_penalty}
+    arguments |= _draws(temperature, top_k, top_p, min_p, seed)
     arguments |= _stops(stop, tokenizer) | ({"prompt_lookup_num_tokens": prompt_lookup} if prompt_lookup else {})
     _write(str(prompt) if tokenizer else f"[{ids.shape[1]} random tokens] ")
     print(f"\n\n{_print_generated(compiled, ids, tokenizer, arguments)}")
+
+
+def _draws(temperature: float, top_k: int, top_p: float, min_p: float, seed: int) -> dict[str, Any]:
+    found = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    return found | {"seed": seed} if temperature > 0 else {}
 
 
 def _stops(stop: list[str], tokenizer: Any | None) -> dict[str, Any]:
@@ -104,13 +103,17 @@ def _compile(
 
 
 def _load_compiled(
-    folder: str, device: str | None, text: Tensor | None, prompt_tokens: int | None, seed: int
+    folder: str, device: str | None, text: Tensor | None, prompt_tokens: int | None, seed: int, options: Options
 ) -> tuple[Compiled, Tensor]:
     """What `trilithon compile` saved, and the text, or random tokens of low numbers, which every vocabulary has."""
     import torch
 
     from trilithon.artefact import load as load_compiled
 
+    if options.cache_dtype is not None:
+        raise InputError(
+            "--cache-dtype was given with engines", why="they keep K and V as they were built", todo="leave it out"
+        )
     device = device or "cuda"
     if device.startswith("cpu") or not torch.cuda.is_available():
         why = "it holds engines for a GPU" + ("" if device.startswith("cpu") else ", and torch sees none")

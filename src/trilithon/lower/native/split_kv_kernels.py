@@ -89,8 +89,7 @@ def partial_sums(
     best, total = tl.full([BLOCK_M], -float("inf"), tl.float32), tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     for at in range(begin, stop, BLOCK_N):
-        slot = at + n
-        inside = slot < stop
+        slot, inside = at + n, at + n < stop
         tile_k = tl.load(at_k + slot[None] * k_t, mask=inside[None] & (own_d[:, None] < d), other=0.0)
         scores = scored(tile_q, tile_k, at_ks + slot * ks_t, inside, scale, softcap, CAPPED, SCALED)
         key = tl.load(held + row * held_b + slot, mask=inside, other=-1) if RING else slot
