@@ -169,6 +169,7 @@ def test_explain_compares_two_reports(run, config_folder, tmp_path):
         (("generate", "gpt2", "--prompt", "hi"), ("gpt2 has no tokenizer", "random", "--prompt-tokens 16")),
         (("generate", "gpt2", "--prompt", "a", "--prompt-tokens", "4"), ("both --prompt and", "one of them")),
         (("generate", "gpt2", "--prompt-tokens", "4", "--dtype", "int8"), ("unknown dtype 'int8'", "float16")),
+        (("generate", "gpt2", "--prompt-tokens", "4", "--cache-dtype", "int4"), ("cache_dtype='int4'", "int8, fp8")),
         (("bench", "--device", "cpu"), ("a model or --all",)),
         (("bench", "gpt2", "--all"), ("a model or --all",)),
         (("bench", "minilm", "--device", "cpu"), ("cannot measure generation with BertModel", "byte-llama")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from trilithon.lower.tensorrt.diagnose import first_diverging_site
 from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.options import Options
+from trilithon.rewrite.cache_ops import STORED
 from trilithon.rewrite.fuse_attention import SITE
 from trilithon.rewrite.insert_cache import CacheShape, Mode, cache_shapes, insert_cache
 from trilithon.rewrite.op import ATTENTION
@@ -50,8 +51,9 @@ def _make(
         if (assumption.table, assumption.kind) not in (("position_ids", "consecutive"), ("position_ids", "bounded")):
             return _no_cache(model, f"its masks were proved only if {assumption.text}")
     rings = backend != "tensorrt"  # its cache layer writes consecutive slots
+    errors: list[float] = []
     try:
-        kept = cache_shapes(program, rings=rings)
+        kept = cache_shapes(program, rings=rings, stored=_stored(options))
     except CannotCache as refusal:
         return refusal
     device = next(model.parameters()).device
@@ -64,12 +66,16 @@ def _make(
             return
         times = allowed_times(decoder.modules.decode, device, options)
         try:
-            verify_decoder(decoder, model, (6,) if times is None else _canary_lengths(program), times)
+            errors.append(verify_decoder(decoder, model, (6,) if times is None else _canary_lengths(program), times))
         except VerificationFailed as error:
             raise _located(error, decoder, program, options, exact) from error
 
     decoder, notes = build_right(build, verify, backend, options)
-    return decoder, (*cache_notes(decoder), *notes)
+    return decoder, (*cache_notes(decoder), *kept_notes(options.cache_dtype, errors), *notes)
+
+
+def _stored(options: Options) -> torch.dtype | None:
+    return None if options.cache_dtype is None else STORED[options.cache_dtype]
 
 
 def build_right(
@@ -114,7 +120,7 @@ def _build(
     native = backend != "tensorrt"
 
     def lowered(name: str, mode: Mode) -> Callable[..., Any]:
-        gm = insert_cache(program, mode, all_logits=mode == "extend", rings=native)
+        gm = insert_cache(program, mode, all_logits=mode == "extend", rings=native, stored=_stored(options))
         inputs = cached_inputs(gm, kept, max_tokens, options.max_batch, most_tokens=1 if mode == "step" else None)
         role: Role = "step" if mode == "step" else "sequence"
         return lower_module(gm, backend, options, role=role, name=name, inputs=inputs, exact=exact)
@@ -187,3 +193,15 @@ def cache_notes(decoder: CachedDecoder | CannotCache) -> tuple[str, ...]:
         return (f"no KV cache: {decoder.why}" + (f" (at {decoder.where})" if decoder.where else ""),)
     rows = "1 row" if decoder.max_batch == 1 else f"{decoder.max_batch} rows"
     return (f"KV cache: {decoder.cache_tokens} tokens x {rows}, {decoder.most_cache_bytes / 1e6:.1f} MB",)
+
+
+def kept_notes(cache_dtype: str | None, errors: Sequence[float]) -> tuple[str, ...]:
+    """What a report says of a cache of 8 bits: that it is an approximation, and how good a one.
+
+    Args:
+        errors: what `verify_decoder` gave; none where the options ask for no verification.
+    """
+    if cache_dtype is None:
+        return ()
+    found = f"{errors[-1]:.1e} on the canary prompts" if errors else "not measured, since verify=False"
+    return (f"K and V are kept in {cache_dtype}, an approximation: relative error of the logits against eager {found}",)

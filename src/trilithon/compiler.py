@@ -184,7 +184,7 @@ def compile(
     if isinstance(model, str):
         model = hf.load_model(model)
     max_tokens = capacity(model, max_tokens)
-    backend = resolve_backend(backend)
+    backend = resolve_backend(backend, options.cache_dtype)
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
         example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from trilithon.errors import InputError
 Backend = Literal["auto", "eager", "native", "tensorrt"]
 BACKENDS = ("auto", "eager", "native", "tensorrt")
 FORMS = ("auto", "fused", "decomposed")
+CACHE_DTYPES = ("int8", "fp8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,9 @@ class Options:
             matmul, and the report says why; "fused" raises where the layer cannot serve; "decomposed" never uses it.
         engine_cache: folder in which TensorRT engines are kept, and found again by what they were built from: each is as
             large as the weights. None = they are built anew.
+        cache_dtype: K and V are kept in 8 bits, with one float32 scale a token and key head: an approximation, whose error
+            is measured and stands in the report. "int8" is the closer one; "fp8" is float8_e4m3fn. None = the model's own
+            type, exact.
     """
 
     solver_seconds: float = 10.0
@@ -42,6 +46,7 @@ class Options:
     gpu: str | None = None
     attention: Literal["auto", "fused", "decomposed"] = "auto"
     engine_cache: str | None = None
+    cache_dtype: Literal["int8", "fp8"] | None = None
 
     def __post_init__(self) -> None:
         if self.solver_seconds <= 0:
@@ -55,6 +60,8 @@ class Options:
             raise InputError(f"verify={self.verify} must be 0 or more", why="it is a number of times the error of eager")
         if self.attention not in FORMS:
             raise InputError(f"attention={self.attention!r} must be one of {', '.join(FORMS)}")
+        if self.cache_dtype not in (None, *CACHE_DTYPES):
+            raise InputError(f"cache_dtype={self.cache_dtype!r} must be None or one of {', '.join(CACHE_DTYPES)}")
 
     def __repr__(self) -> str:
         changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]

@@ -97,5 +97,5 @@ def test_what_changed_scores_run_on(name: str) -> None:
 
 @pytest.mark.parametrize(("batch", "words"), [(1, "x 1 row,"), (2, "x 2 rows,")])
 def test_rows_of_the_cache_are_counted(batch: int, words: str) -> None:
-    (note,) = cache_notes(SimpleNamespace(cache_tokens=32, max_batch=batch, cache_bytes=1e6))  # type: ignore[arg-type]
+    (note,) = cache_notes(SimpleNamespace(cache_tokens=32, max_batch=batch, most_cache_bytes=1e6))  # type: ignore[arg-type]
     assert words in note

@@ -25,6 +25,9 @@ Layers = Annotated[int | None, typer.Option(help="Keep only the first layers (ex
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: float16 on a GPU, float32 on a CPU.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: the GPU if there is one.")]
 Backend = Annotated[str, typer.Option(help="auto, native, eager or tensorrt.")]
+CacheDtype = Annotated[
+    str | None, typer.Option(help="Keep K and V in 8 bits, int8 or fp8: an approximation. Default: as the model, exact.")
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Prove every mask anew, and keep no proof.")]
 
 

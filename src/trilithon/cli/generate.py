@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trilithon.cli.common import Backend, Device, Dtype, Layers, Model, NoCache, app, load
+from trilithon.cli.common import Backend, CacheDtype, Device, Dtype, Layers, Model, NoCache, app, load
 from trilithon.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trilithon.compiled import Compiled
+    from trilithon.options import Options
 
 
 @app.command()
@@ -37,26 +38,32 @@ def generate(
     device: Device = None,
     layers: Layers = None,
     max_tokens: Annotated[int | None, typer.Option(help="Capacity of the KV cache. Default: what the job needs.")] = None,
+    cache_dtype: CacheDtype = None,
     no_cache: NoCache = False,
 ) -> None:
     """Continue a prompt, printing tokens as they come, then the speed."""
     from trilithon.artefact import is_artefact
+    from trilithon.options import Options
 
+    options = Options(proof_cache=not no_cache, cache_dtype=cache_dtype)  # type: ignore[arg-type]
     tokenizer = _tokenizer(model, prompt, prompt_tokens)
     text = None if tokenizer is None else tokenizer(prompt, return_tensors="pt").input_ids
     if is_artefact(model):
-        compiled, ids = _load_compiled(model, device, text, prompt_tokens, seed)
+        compiled, ids = _load_compiled(model, device, text, prompt_tokens, seed, options)
     else:
         module = load(model, dtype, device, layers, seed)
-        compiled, ids = _compile(module, backend, text, prompt_tokens, seed, max_new_tokens, max_tokens, not no_cache)
-    arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-    arguments |= {"repetition_penalty": repetition_penalty} | ({} if eos else {"eos_token_id": None})
-    if temperature > 0:
-        draw = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-        arguments |= draw | {"seed": seed}
+        compiled, ids = _compile(module, backend, text, prompt_tokens, seed, max_new_tokens, max_tokens, options)
+    arguments: dict[str, Any] = {} if eos else {"eos_token_id": None}
+    arguments |= {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "repetition_penalty": repetition_penalty}
+    arguments |= _draws(temperature, top_k, top_p, min_p, seed)
     arguments |= _stops(stop, tokenizer) | ({"prompt_lookup_num_tokens": prompt_lookup} if prompt_lookup else {})
     _write(str(prompt) if tokenizer else f"[{ids.shape[1]} random tokens] ")
     print(f"\n\n{_print_generated(compiled, ids, tokenizer, arguments)}")
+
+
+def _draws(temperature: float, top_k: int, top_p: float, min_p: float, seed: int) -> dict[str, Any]:
+    found = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    return found | {"seed": seed} if temperature > 0 else {}
 
 
 def _stops(stop: list[str], tokenizer: Any | None) -> dict[str, Any]:
@@ -83,27 +90,30 @@ def _compile(
     seed: int,
     max_new_tokens: int,
     max_tokens: int | None,
-    proof_cache: bool,
+    options: Options,
 ) -> tuple[Compiled, Tensor]:
     """The compiled model, and the prompt on its device."""
     from trilithon.bench.measure import random_ids
     from trilithon.compiler import compile as compile_model
-    from trilithon.options import Options
 
     ids = random_ids(module, prompt_tokens or 16, seed)
     ids = ids if text is None else text.to(ids.device)
     capacity = max_tokens or ids.shape[1] + max_new_tokens
-    return compile_model(module, max_tokens=capacity, backend=backend, options=Options(proof_cache=proof_cache)), ids
+    return compile_model(module, max_tokens=capacity, backend=backend, options=options), ids
 
 
 def _load_compiled(
-    folder: str, device: str | None, text: Tensor | None, prompt_tokens: int | None, seed: int
+    folder: str, device: str | None, text: Tensor | None, prompt_tokens: int | None, seed: int, options: Options
 ) -> tuple[Compiled, Tensor]:
     """What `trilithon compile` saved, and the text, or random tokens of low numbers, which every vocabulary has."""
     import torch
 
     from trilithon.artefact import load as load_compiled
 
+    if options.cache_dtype is not None:
+        raise InputError(
+            "--cache-dtype was given with engines", why="they keep K and V as they were built", todo="leave it out"
+        )
     device = device or "cuda"
     if device.startswith("cpu") or not torch.cuda.is_available():
         why = "it holds engines for a GPU" + ("" if device.startswith("cpu") else ", and torch sees none")

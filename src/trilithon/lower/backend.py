@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule
 
-from trilithon.errors import InputError
+from trilithon.errors import CannotLower, InputError
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.lower import lower_native
 from trilithon.lower.native.split_kv import has_triton
@@ -21,15 +21,24 @@ from trilithon.rewrite.unlift import device_of
 Role = Literal["sequence", "step"]
 
 
-def resolve_backend(name: str) -> str:
+def resolve_backend(name: str, cache_dtype: str | None = None) -> str:
     """The backend that serves `name`; "auto" is "native".
+
+    Args:
+        cache_dtype: as in `Options`.
 
     Raises:
         InputError: there is no such backend.
-        CannotLower: a backend named by the user cannot be had.
+        CannotLower: a backend named by the user cannot be had, or not with such a cache.
     """
     if name not in BACKENDS:
         raise InputError(f"unknown backend {name!r}", todo=f"choose one of {', '.join(BACKENDS)}")
+    if name == "tensorrt" and cache_dtype is not None:
+        raise CannotLower(
+            f"cannot keep K and V in {cache_dtype} with TensorRT",
+            why="its layer that writes a cache (IKVCacheUpdate) takes float32, float16 and bfloat16 only",
+            todo="leave cache_dtype out, or compile with backend='native'",
+        )
     if name == "tensorrt":
         library()
     return "native" if name == "auto" else name

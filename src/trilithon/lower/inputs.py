@@ -113,8 +113,8 @@ def cached_inputs(
             sizes = [fixed(n) if isinstance(n, int) else axis for n, axis in zip(held.shape, free, strict=True)]
             own.append(Input(node.name, held.dtype, tuple(sizes)))
     caches = [
-        Input(f"cache_{kind}_{i}", shape.dtype, (batch, fixed(shape.g), fixed(shape.slots(cache_tokens)), fixed(width)))
+        Input(f"{kind}_{i}", dtype, (batch, fixed(shape.g), fixed(shape.slots(cache_tokens)), fixed(width)))
         for i, shape in enumerate(shapes)
-        for kind, width in (("k", shape.d), ("v", shape.e))
+        for kind, width, dtype in shape.tensors
     ]
     return (*own, *caches)

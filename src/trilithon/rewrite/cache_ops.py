@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.fx import has_side_effect
 
+STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}  # by name in `Options.cache_dtype`
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+
 
 def token_positions(start: Tensor, tokens: int) -> Tensor:
     """The positions of the tokens at hand, `[b tokens]`: `start .. start + tokens - 1` in each row.
@@ -44,12 +47,64 @@ def write_cache(cache: Tensor, x: Tensor, start: Tensor, counts: Tensor) -> Tens
     """
     slots = cache.shape[2]
     if x.shape[2] == 1:
-        return cache.scatter_(2, (start % slots)[:, None, None, None].expand_as(x), x)
+        return _put(cache, x, (start % slots)[:, None])
     index = torch.arange(x.shape[2], device=x.device)[None]
     index = torch.minimum(torch.maximum(index, (counts - slots).clamp_min(0)[:, None]), counts[:, None] - 1)
     kept = x.gather(2, index[:, None, :, None].expand_as(x))
-    places = (start[:, None] + index) % slots
-    return cache.scatter_(2, places[:, None, :, None].expand_as(x), kept)
+    return _put(cache, kept, (start[:, None] + index) % slots)
+
+
+def _put(cache: Tensor, x: Tensor, places: Tensor) -> Tensor:
+    """`x [b g s d]` into the slots `places [b s]` of each row.
+
+    Of a `scatter_` Inductor makes two copies of the whole cache, an `index_put_` it leaves in place; run as it is on a CPU
+    the first is faster.
+    """
+    if not cache.is_cuda and not torch.compiler.is_compiling():
+        return cache.scatter_(2, places[:, None, :, None].expand_as(x), x)
+    rows, heads = (torch.arange(n, device=x.device) for n in x.shape[:2])
+    return cache.index_put_((rows[:, None, None], heads[None, :, None], places[:, None]), x)
+
+
+def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Numbers of 8 bits, and one scale a token and head: `x` is about `values * scales`.
+
+    Args:
+        x: `[b g s d]`.
+        dtype: one of `LARGEST`.
+
+    Returns:
+        `[b g s d]` in `dtype`, rounded to nearest, and `[b g s 1]` float32: the largest magnitude becomes the largest
+        number. Zeros have the scale 0; what is not finite has a scale that is not either.
+    """
+    wide, most = x.float(), LARGEST[dtype]
+    scales = wide.abs().amax(-1, keepdim=True) / most
+    ratio = (wide / torch.where(scales > 0, scales, 1.0)).clamp(-most, most)
+    return (ratio if dtype.is_floating_point else ratio.round()).to(dtype), scales
+
+
+@has_side_effect
+def write_cache_8bit(cache: Tensor, scales: Tensor, x: Tensor, start: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """`write_cache` of what `quantise` makes of `x`.
+
+    Args:
+        cache: `[b g t d]` of a type in `LARGEST`.
+        scales: `[b g t 1]` float32.
+        x: `[b g s d]`.
+        start, counts: as there.
+
+    Returns:
+        `cache` and `scales`.
+    """
+    values, of_tokens = quantise(x, cache.dtype)
+    write_cache(cache.view(torch.int8), values.view(torch.int8), start, counts)
+    write_cache(scales, of_tokens, start, counts)
+    return cache, scales
+
+
+def read_cache(cache: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a cache of 8 bits holds, `[b g t d]` in `dtype`; one rounding, from float32 or wider."""
+    return (cache.to(torch.promote_types(dtype, torch.float32)) * scales).to(dtype)
 
 
 def slot_positions(end: Tensor, slots: int) -> Tensor:

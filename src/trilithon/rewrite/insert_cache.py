@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from trilithon.prove.axes import ROWS, TOKENS, refuse
-from trilithon.rewrite.cache_ops import real_positions, slot_positions, token_positions, write_cache
+from trilithon.rewrite.cache_ops import (
+    read_cache,
+    real_positions,
+    slot_positions,
+    token_positions,
+    write_cache,
+    write_cache_8bit,
+)
 from trilithon.rewrite.give_logits import give_logits
 from trilithon.rewrite.row_positions import RowPositions
 from trilithon.rewrite.token_model import TokenModel, mask_window, token_model
@@ -20,12 +28,22 @@ Mode = Literal["prompt", "step", "extend"]
 SPARE = 15  # slots of a ring beyond its window: tokens that one call may bring beside the first, and that may be taken back
 
 
+class CacheTensor(NamedTuple):
+    """One of the tensors `[b g slots width]` that a site keeps."""
+
+    kind: str
+    width: int
+    dtype: torch.dtype
+
+
 @dataclass(frozen=True)
 class CacheShape:
     """What one attention site keeps for a token: `g` heads of `d` (keys) and `e` (values) numbers.
 
     Attributes:
+        dtype: of keys and values in the program.
         window: the keys that a query sees at most, where the site keeps a ring of them; None = every position has a slot.
+        stored: a type of 8 bits to keep them in, with one scale a token and head; None = `dtype`.
     """
 
     g: int
@@ -33,36 +51,60 @@ class CacheShape:
     e: int
     dtype: torch.dtype
     window: int | None = None
+    stored: torch.dtype | None = None
 
     def slots(self, cache_tokens: int) -> int:
         """Slots a row, of a cache for so many tokens."""
         return cache_tokens if self.window is None else min(self.window + SPARE, cache_tokens)
 
+    @property
+    def tensors(self) -> tuple[CacheTensor, ...]:
+        """What is kept, in the order of a module's inputs: keys and values, each with its scales where there are any."""
+        kept: list[CacheTensor] = []
+        for kind, width in (("k", self.d), ("v", self.e)):
+            kept.append(CacheTensor(f"cache_{kind}", width, self.stored or self.dtype))
+            if self.stored is not None:
+                kept.append(CacheTensor(f"scale_{kind}", 1, torch.float32))
+        return tuple(kept)
 
-def cache_shapes(program: ExportedProgram, *, tokens: str | None = None, rings: bool = True) -> list[CacheShape]:
+    def bytes_of(self, cache_tokens: int) -> int:
+        """Bytes a row, of a cache for so many tokens."""
+        return self.slots(cache_tokens) * self.g * sum(x.width * x.dtype.itemsize for x in self.tensors)
+
+
+def cache_shapes(
+    program: ExportedProgram, *, tokens: str | None = None, rings: bool = True, stored: torch.dtype | None = None
+) -> list[CacheShape]:
     """Show that a cache is sound (see `token_model`), and what each site must keep.
 
     Args:
         program: its proved attention canonical.
         tokens: as given to `token_model`.
         rings: a site whose mask is a window or chunks keeps only what its queries can see.
+        stored: as in `CacheShape`.
 
     Raises:
         CannotCache: the program's inputs, a node or a site stands in the way.
     """
-    return [_cache_shape(site, rings) for site in token_model(program, tokens).sites]
+    return [_cache_shape(site, rings, stored) for site in token_model(program, tokens).sites]
 
 
-def _cache_shape(node: Node, rings: bool) -> CacheShape:
+def _cache_shape(node: Node, rings: bool, stored: torch.dtype | None) -> CacheShape:
     _, k, v = node.args[:3]
     (_, g, _, d), (_, _, _, e) = k.meta["val"].shape, v.meta["val"].shape  # type: ignore[union-attr]
     if not all(isinstance(size, int) for size in (g, d, e)):
         raise refuse(node, "the number or the width of its heads is known only at run time")
-    return CacheShape(g, d, e, k.meta["val"].dtype, mask_window(node) if rings else None)  # type: ignore[union-attr]
+    return CacheShape(g, d, e, k.meta["val"].dtype, mask_window(node) if rings else None, stored)  # type: ignore[union-attr]
 
 
 def insert_cache(
-    program: ExportedProgram, mode: Mode, *, tokens: str | None = None, all_logits: bool = False, rings: bool = True
+    program: ExportedProgram,
+    mode: Mode,
+    *,
+    tokens: str | None = None,
+    all_logits: bool = False,
+    rings: bool = True,
+    stored: torch.dtype | None = None,
 ) -> GraphModule:
     """The program over a cache: `(tokens, start, counts, context_0, ..., cache_k_0, cache_v_0, ...) -> logits`.
 
@@ -72,29 +114,38 @@ def insert_cache(
             "extend": any number of tokens at any start.
         tokens: as given to `token_model`.
         all_logits: logits `[b s v]` of every token, else `[b 1 v]` of the last real one of each row.
-        rings: as given to `cache_shapes`.
+        rings, stored: as given to `cache_shapes`.
 
     The module's inputs: the tokens `[b s]`, under the name that the program has for them; `start [b]` int64: tokens in
     the cache of each row before; `counts [b]` int64, 1 to s: how many of the tokens at hand are real, from the left;
     what `split_context` gives, where the program has a context; and for each site its `cache_k_i [b g slots d]` and
-    `cache_v_i [b g slots e]`, which are written in place. The token at position p of a row is kept in slot `p % slots`.
+    `cache_v_i [b g slots e]`, which are written in place; with `stored` each has its `scale_k_i` or `scale_v_i [b g slots 1]`
+    behind it. The token at position p of a row is kept in slot `p % slots`.
     Padding stands behind all real tokens of its row, so that the causal mask hides it, and leaves no trace.
 
     Raises:
         CannotCache: as `cache_shapes`; or all logits are asked of a program that gives those of the last token.
     """
     model = token_model(program, tokens)
-    inputs = _inputs(model, mode)
+    shapes = [_cache_shape(site, rings, stored) for site in model.sites]
+    inputs = _inputs(model, mode, shapes)
     _place_tokens(model, inputs)
     use = _UseCache(model.gm, inputs, mode)
-    for site, (key, value) in zip(model.sites, inputs.caches, strict=True):
-        use.rewrite(site, key, value, _cache_shape(site, rings).window)
+    for site, shape, (key, value) in zip(model.sites, shapes, inputs.caches, strict=True):
+        use.rewrite(site, key, value, shape)
     give_logits(model, inputs.counts, all_logits=all_logits, one_token=mode == "step")
     model.gm.graph.eliminate_dead_code()
     _drop_positions(model)
     model.gm.graph.lint()
     model.gm.recompile()
     return model.gm
+
+
+class _Kept(NamedTuple):
+    """A cache; of 8 bits it has scales."""
+
+    cache: Node
+    scales: Node | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +155,7 @@ class _Inputs:
     tokens: Node
     start: Node
     counts: Node
-    caches: list[tuple[Node, Node]]
+    caches: list[tuple[_Kept, _Kept]]
     size: Node  # how many tokens are at hand
     rows: Node
     end: Node  # start + counts
@@ -112,7 +163,7 @@ class _Inputs:
     inside: Node  # the same, of padding that of the last real token
 
 
-def _inputs(model: TokenModel, mode: Mode) -> _Inputs:
+def _inputs(model: TokenModel, mode: Mode, shapes: list[CacheShape]) -> _Inputs:
     graph = model.gm.graph
     tokens = next(n for n in graph.nodes if n.op == "placeholder" and n.name == model.inputs.tokens)
     last = [n for n in graph.nodes if n.op == "placeholder"][-1]
@@ -120,11 +171,7 @@ def _inputs(model: TokenModel, mode: Mode) -> _Inputs:
         start = graph.placeholder("start")
     with graph.inserting_after(start):
         counts = graph.placeholder("counts")
-    caches: list[Node] = []
-    after = counts if last is tokens else last
-    for name in (f"cache_{kind}_{i}" for i in range(len(model.sites)) for kind in "kv"):
-        with graph.inserting_after(caches[-1] if caches else after):
-            caches.append(graph.placeholder(name))
+    caches = _placeholders(model.gm, counts if last is tokens else last, shapes)
     with graph.inserting_before(_first_operation(model.gm)):
         size = graph.call_function(aten.sym_size.int, (tokens, 1))
         rows = graph.call_function(aten.sym_size.int, (tokens, 0))
@@ -134,8 +181,20 @@ def _inputs(model: TokenModel, mode: Mode) -> _Inputs:
         inside = positions
         if mode != "step":
             inside = graph.call_function(real_positions, (positions, start, counts))
-    pairs = list(zip(caches[::2], caches[1::2], strict=True))
-    return _Inputs(tokens, start, counts, pairs, size, rows, end, positions, inside)
+    return _Inputs(tokens, start, counts, caches, size, rows, end, positions, inside)
+
+
+def _placeholders(gm: GraphModule, after: Node, shapes: list[CacheShape]) -> list[tuple[_Kept, _Kept]]:
+    """The caches of each site, as inputs behind `after`."""
+    pairs: list[tuple[_Kept, _Kept]] = []
+    for i, shape in enumerate(shapes):
+        made: dict[str, Node] = {}
+        for tensor in shape.tensors:
+            with gm.graph.inserting_after(after):
+                made[tensor.kind] = after = gm.graph.placeholder(f"{tensor.kind}_{i}")
+        key, value = (_Kept(made[f"cache_{kind}"], made.get(f"scale_{kind}")) for kind in "kv")
+        pairs.append((key, value))
+    return pairs
 
 
 def _first_operation(gm: GraphModule) -> Node:
@@ -177,6 +236,7 @@ class _UseCache:
                                                 %values = write_cache(%cache_v, %v, %start, %counts)
                                                 %o = attention(%q, %keys, %values, "causal", .., %start)
 
+    A cache of 8 bits is written by `write_cache_8bit`, and what it holds is `read_cache` of cache and scales.
     It reads what the write returns, not the cache, so that no pass can put the attention before the write. In a prompt
     it reads `%k` and `%v`; over a ring, several tokens read the ring as it was and themselves, and are written after.
     """
@@ -186,31 +246,41 @@ class _UseCache:
     mode: Mode
     held: dict[int, Node] = field(default_factory=dict)  # window -> positions of the keys of its rings
 
-    def rewrite(self, node: Node, key: Node, value: Node, window: int | None) -> None:
-        """One site; `window` where its cache is a ring."""
+    def rewrite(self, node: Node, key: _Kept, value: _Kept, shape: CacheShape) -> None:
+        """One site."""
         k, v = node.args[1:3]
-        graph, inputs = self.gm.graph, self.inputs
+        graph, inputs, window = self.gm.graph, self.inputs, shape.window
         is_late = self.mode == "prompt" or (self.mode == "extend" and window is not None)
         with graph.inserting_before(node):
             keys, values, positions = k, v, None
             if not is_late:
-                keys, values = self._write(key, k), self._write(value, v)
-                positions = None if window is None else self._held(window, key)
+                keys, values = (self._read(self._write(c, x), shape) for c, x in ((key, k), (value, v)))
+                positions = None if window is None else self._held(window, key.cache)
             elif self.mode == "extend":
-                keys, values = (graph.call_function(aten.cat.default, ([c, x], 2)) for c, x in ((key, k), (value, v)))
-                positions = None if window is None else self._held(window, key)
+                olds = self._read(key, shape), self._read(value, shape)
+                keys, values = (graph.call_function(aten.cat.default, ([c, x], 2)) for c, x in zip(olds, (k, v), strict=True))
+                positions = None if window is None else self._held(window, key.cache)
         start = None if self.mode == "prompt" else inputs.start
         rest = node.args[8:] if len(node.args) > 8 or positions is None else ()
         own = (positions,) if positions is not None or rest else ()
         node.args = (node.args[0], keys, values, *node.args[3:5], start, None, *own, *rest)
         if is_late:
-            with graph.inserting_after(node):
-                late = self._write(value, v)
-            with graph.inserting_before(late):
+            with graph.inserting_before(node.next):
                 self._write(key, k)
+                self._write(value, v)
 
-    def _write(self, cache: Any, x: Any) -> Node:
-        return self.gm.graph.call_function(write_cache, (cache, x, self.inputs.start, self.inputs.counts))
+    def _write(self, kept: _Kept, x: Any) -> _Kept:
+        """What the write returns."""
+        graph, rest = self.gm.graph, (x, self.inputs.start, self.inputs.counts)
+        if kept.scales is None:
+            return _Kept(graph.call_function(write_cache, (kept.cache, *rest)), None)
+        both = graph.call_function(write_cache_8bit, (*kept, *rest))
+        return _Kept(*(graph.call_function(operator.getitem, (both, i)) for i in range(2)))
+
+    def _read(self, kept: _Kept, shape: CacheShape) -> Node:
+        if kept.scales is None:
+            return kept.cache
+        return self.gm.graph.call_function(read_cache, (*kept, shape.dtype))
 
     def _held(self, window: int, cache: Node) -> Node:
         """Positions of the keys of a ring: after the write of one token, or before that of several and then theirs."""

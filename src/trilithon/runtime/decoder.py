@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trilithon.errors import CapacityExceeded, InputError
-from trilithon.rewrite.insert_cache import SPARE, CacheShape
+from trilithon.rewrite.insert_cache import SPARE, CacheShape, CacheTensor
 
 Module = Callable[..., Tensor]
 LEAST_SLOTS = 1024  # the cache of a decoder that grows is allocated for so many tokens first, and doubled when it is full
@@ -89,12 +89,12 @@ class CachedDecoder:
     def _allocate(self, room: int) -> None:
         """A cache for `room` tokens a row, with what the present one holds."""
 
-        def zeros(shape: CacheShape, width: int) -> Tensor:
+        def zeros(shape: CacheShape, tensor: CacheTensor) -> Tensor:
             slots = shape.slots(room if shape.window is None else self.cache_tokens)
-            return torch.zeros(self.max_batch, shape.g, slots, width, dtype=shape.dtype, device=self.device)
+            return torch.zeros(self.max_batch, shape.g, slots, tensor.width, dtype=tensor.dtype, device=self.device)
 
         with torch.inference_mode(False):  # it outlives the mode that the caller is in
-            fresh = [zeros(shape, width) for shape in self.shapes for width in (shape.d, shape.e)]
+            fresh = [zeros(shape, tensor) for shape in self.shapes for tensor in shape.tensors]
         for old, new in zip(self.caches, fresh, strict=False):
             new[:, :, : old.shape[2]].copy_(old)
         self.caches, self._room = fresh, room
@@ -109,8 +109,7 @@ class CachedDecoder:
     @property
     def most_cache_bytes(self) -> int:
         """Bytes of a cache for `cache_tokens` tokens a row."""
-        per_slot = ((s.slots(self.cache_tokens), s.g * (s.d + s.e) * s.dtype.itemsize) for s in self.shapes)
-        return self.max_batch * sum(slots * size for slots, size in per_slot)
+        return self.max_batch * sum(shape.bytes_of(self.cache_tokens) for shape in self.shapes)
 
     @property
     def lengths(self) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -14,6 +14,7 @@ from trilithon.lower.native.attention import attend, attend_cache, attend_scores
 from trilithon.lower.native.emit import blocked, emit_bias, emit_cells, emit_mask
 from trilithon.lower.native.split_kv import ATTEND_SPLIT, has_bounds
 from trilithon.passes import bound_arguments
+from trilithon.rewrite.cache_ops import read_cache
 from trilithon.rewrite.op import ATTENTION
 from trilithon.spec.bias_text import parse_bias
 from trilithon.spec.float_term import fits
@@ -73,10 +74,14 @@ class _Lowering:
             allowed = None if mask in NO_TENSOR else self.mask(args)
             return self.call(attend, q, k, v, mask, scale, allowed)
         if cached and self.split and _can_split(args):
-            return self.call(ATTEND_SPLIT, q, k, v, mask, scale, args["q_start"], args["k_positions"], softcap)
+            (k, *k_scales), (v, *v_scales) = _stored(k), _stored(v)
+            places = args["q_start"], args["k_positions"]
+            return self.call(ATTEND_SPLIT, q, k, v, mask, scale, *places, softcap, *k_scales, *v_scales)
         if cached and self.trim and args["k_positions"] is None:
-            used = self.once(("used", args["q_start"], _size(q, 2)), partial(self.call, slots_in_use, args["q_start"], q, k))
-            k, v = (self.call(first_slots, x, used) for x in (k, v))
+            used = self.once(
+                ("used", args["q_start"], _size(q, 2)), partial(self.call, slots_in_use, args["q_start"], q, _stored(k)[0])
+            )
+            k, v = self.first(k, used), self.first(v, used)
             args = {**args, "k": k, "v": v}
         allowed, bias = self.mask(args), self.bias(args)
         if cached:
@@ -86,6 +91,11 @@ class _Lowering:
             return self.call(attend_scores, q, k, v, scale, allowed, bias, softcap, sinks)
         added = self.once(("added", bias, allowed, dtype), partial(self.call, blocked, bias, allowed, dtype))
         return self.call(attend, q, k, v, mask, scale, added)
+
+    def first(self, kept: Node, used: Node) -> Node:
+        """The first slots of keys or values; of a cache of 8 bits only these are read."""
+        firsts = [self.call(first_slots, x, used) for x in _stored(kept)]
+        return firsts[0] if len(firsts) == 1 else self.call(read_cache, *firsts, kept.args[2])
 
     def mask(self, args: dict[str, Any]) -> Node | None:
         """Which keys a query may see, bool; None = every key."""
@@ -115,6 +125,11 @@ class _Lowering:
 
     def call(self, function: Callable[..., Any], *args: Any) -> Node:
         return self.gm.graph.call_function(function, args)
+
+
+def _stored(kept: Node) -> tuple[Node, ...]:
+    """The cache of 8 bits and the scales that keys or values are read from; else these themselves."""
+    return cast(tuple[Node, Node], kept.args[:2]) if kept.target is read_cache else (kept,)
 
 
 def _can_split(args: dict[str, Any]) -> bool:

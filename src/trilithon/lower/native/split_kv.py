@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trilithon.lower.native.attention import attend_cache
+from trilithon.rewrite.cache_ops import read_cache
 from trilithon.spec.evaluate import evaluate
 from trilithon.spec.masks import Causal, Chunked, Mask, SlidingWindow, conjunction, parse, parts
 
@@ -47,7 +48,16 @@ def reach(mask: Mask) -> tuple[int, int]:
 
 @torch.library.custom_op("trilithon::attend_split", mutates_args=())
 def attend_split(
-    q: Tensor, k: Tensor, v: Tensor, mask: str, scale: float, q_start: Tensor, k_positions: Tensor | None, softcap: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: str,
+    scale: float,
+    q_start: Tensor,
+    k_positions: Tensor | None,
+    softcap: float,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Attend over a cache; what the kernels have no tiles for (many queries, wide heads, float64) is written out.
 
@@ -59,14 +69,20 @@ def attend_split(
         q_start: `[b]` int64: query i stands at position `q_start + i`.
         k_positions: `[b t]` int64: position of each key, negative = none; None = 0, 1, 2, ...
         softcap: 0 = none.
+        k_scales, v_scales: `[b g t 1]` float32 of a cache of 8 bits, which is read as it is: a score is multiplied by the
+            scale of its key, a weight by that of its value.
 
     Returns:
         `[b h s e]` in `q.dtype`; scores, softmax and sums in float32.
     """
     rows, width = q.shape[1] // k.shape[1] * q.shape[2], max(q.shape[3], v.shape[3])
-    if not q.is_cuda or rows > MOST_QUERIES or width > MOST_WIDTH or q.dtype == torch.float64:
-        return _written_out(q, k, v, parse(mask), scale, q_start, k_positions, softcap)
-    return _launch(q, k, v, reach(parse(mask)), scale, q_start, k_positions, softcap)
+    scales = None if k_scales is None or v_scales is None else (k_scales, v_scales)
+    tiled = q.is_cuda and rows <= MOST_QUERIES and width <= MOST_WIDTH and q.dtype != torch.float64
+    if tiled and _has_conversions(k):
+        return _launch(q, k, v, reach(parse(mask)), scale, q_start, k_positions, softcap, scales)
+    if scales is not None:
+        k, v = (read_cache(x, of_tokens, q.dtype) for x, of_tokens in zip((k, v), scales, strict=True))
+    return _written_out(q, k, v, parse(mask), scale, q_start, k_positions, softcap)
 
 
 ATTEND_SPLIT = torch.ops.trilithon.attend_split.default
@@ -74,9 +90,23 @@ ATTEND_SPLIT = torch.ops.trilithon.attend_split.default
 
 @attend_split.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, mask: str, scale: float, q_start: Tensor, k_positions: Tensor | None, softcap: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: str,
+    scale: float,
+    q_start: Tensor,
+    k_positions: Tensor | None,
+    softcap: float,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     return q.new_empty((q.shape[0], q.shape[1], q.shape[2], v.shape[3]))
+
+
+def _has_conversions(k: Tensor) -> bool:
+    """Can Triton convert the numbers of a cache on its GPU? float8_e4m3fn only where the hardware has it, from SM89 on."""
+    return k.dtype != torch.float8_e4m3fn or torch.cuda.get_device_capability(k.device) >= (8, 9)
 
 
 def _written_out(
@@ -106,6 +136,7 @@ def _launch(
     q_start: Tensor,
     k_positions: Tensor | None,
     softcap: float,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     import triton
 
@@ -121,12 +152,13 @@ def _launch(
     marks = q.new_empty((b * g, splits, rows, 2), dtype=torch.float32)
     result = q.new_empty((b, h, s, e))
     held = q_start if k_positions is None else k_positions
+    k_scales, v_scales = scales or (k, v)  # of a cache of other types nothing is read there
     blocks = triton.next_power_of_2(d), triton.next_power_of_2(e)
     partial_sums[(b * g, splits)](
-        q, k, v, q_start, held, sums, marks,
-        *q.stride()[:4], *k.stride()[:3], *v.stride()[:3], held.stride(0),
+        q, k, v, k_scales, v_scales, q_start, held, sums, marks,
+        *q.stride()[:4], *k.stride()[:3], *v.stride()[:3], *k_scales.stride()[:3], *v_scales.stride()[:3], held.stride(0),
         g, s, t, rows, splits, d, e, scale, softcap,
-        WINDOW=bounds[0], CHUNK=bounds[1], RING=k_positions is not None, CAPPED=softcap != 0.0,
+        WINDOW=bounds[0], CHUNK=bounds[1], RING=k_positions is not None, CAPPED=softcap != 0.0, SCALED=scales is not None,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=max(16, blocks[0]), BLOCK_E=max(16, blocks[1]),
         num_warps=4, num_stages=2,
     )  # fmt: skip
