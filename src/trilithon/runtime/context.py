@@ -11,23 +11,23 @@ from torch import Tensor
 
 @dataclass
 class HeldContext:
-    """The context of the present rows.
+    """The context of the present rows; empty but for an encoder-decoder.
 
     Attributes:
-        module: the inputs by position to a tuple of tensors.
+        module: the inputs by position to a tuple of tensors; None = there is no context.
         has_rows: of each of these, whether its axis 0 runs over rows.
         moved: called when tensors stand at other addresses than those before.
         tensors: what the rows read; their addresses stay while their sizes do.
     """
 
-    module: Callable[..., Sequence[Tensor]]
-    has_rows: tuple[bool, ...]
-    moved: Callable[[], None]
+    module: Callable[..., Sequence[Tensor]] | None = None
+    has_rows: tuple[bool, ...] = ()
+    moved: Callable[[], None] = lambda: None
     tensors: tuple[Tensor, ...] = ()
 
     def take(self, given: tuple[Tensor, ...], rows: int) -> None:
         """Run the module on inputs of as many rows as there are prompts, and repeat each prompt to give `rows`."""
-        made = self.module(*given)
+        made = () if self.module is None else self.module(*given)
         repeated = (
             x.repeat_interleave(rows // len(x), 0) if own and len(x) != rows else x
             for x, own in zip(made, self.has_rows, strict=True)

@@ -55,7 +55,7 @@ class CachedDecoder:
         device: of the cache and the inputs.
         cuda_graphs: replay single steps as CUDA graphs.
         grows: allocate the cache as it is needed; else all of it at once.
-        context: of an encoder-decoder.
+        context: what all tokens of a row read, of an encoder-decoder.
     """
 
     modules: CachedModules
@@ -65,7 +65,7 @@ class CachedDecoder:
     device: torch.device
     cuda_graphs: bool = False
     grows: bool = False
-    context: HeldContext | None = None
+    context: HeldContext = field(default_factory=HeldContext)
     caches: list[Tensor] = field(init=False)
     _steps: dict[int, _Step] = field(init=False, default_factory=dict)
     _room: int = field(init=False, default=0)
@@ -138,8 +138,7 @@ class CachedDecoder:
     def take_context(self, given: tuple[Tensor, ...], rows: int) -> None:
         """See `Decoder.take_context`."""
         self._check_rows(rows)
-        if self.context is not None:
-            self.context.take(given, rows)
+        self.context.take(given, rows)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -208,7 +207,7 @@ class CachedDecoder:
         """See `Decoder.save`; a copy of the slots in use."""
         lengths = self._lengths()
         used = max(lengths, default=0)
-        context = () if self.context is None else tuple(x.clone() for x in self.context.tensors)
+        context = tuple(x.clone() for x in self.context.tensors)
         return Snapshot(tuple(lengths), tuple(cache[: self._batch, :, :used].clone() for cache in self.caches), context)
 
     @torch.no_grad()
@@ -223,8 +222,7 @@ class CachedDecoder:
         self._make_room(used, already=0)
         for cache, kept in zip(self.caches, snapshot.caches, strict=True):
             cache[:b, :, : kept.shape[2]].copy_(kept)
-        if self.context is not None:
-            self.context.hold(snapshot.context)
+        self.context.hold(snapshot.context)
         self._step(b).start.copy_(torch.tensor(snapshot.lengths, device=self.device))
         self._used, self._batch = used, b
 
@@ -239,8 +237,7 @@ class CachedDecoder:
         for cache in self.caches:
             used = cache[:, :, : self._used]
             used[: len(rows)] = used.index_select(0, rows)
-        if self.context is not None:
-            self.context.select(rows)
+        self.context.select(rows)
         start = self._step(self._batch).start[rows]
         self._batch = len(rows)
         self._step(self._batch).start.copy_(start)
@@ -270,8 +267,7 @@ class CachedDecoder:
             self._allocate(min(doubled, self.cache_tokens))
 
     def _rows(self, b: int) -> list[Tensor]:
-        context = () if self.context is None else self.context.tensors
-        return [*context, *(cache[:b] for cache in self.caches)]
+        return [*self.context.tensors, *(cache[:b] for cache in self.caches)]
 
     def _step(self, b: int) -> _Step:
         if b not in self._steps:
