@@ -193,7 +193,7 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
     decoder = CachedDecoder(modules, plan.kept, plan.max_tokens, options.max_batch, plan.device, graphs, grows=native)
     if context is not None:
         module = lower_module(context.module, backend, options, role="sequence", name="context", inputs=())
-        decoder.context = HeldContext(module, _has_rows(program, plan.inputs, context), decoder.drop_graphs)
+        decoder.context = HeldContext(module, context.inputs, _has_rows(program, plan.inputs, context), decoder.drop_graphs)
     return decoder
 
 

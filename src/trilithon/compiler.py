@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from trilithon.caching import Source, allowed_times, build_right, capacity, make_decoder
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
+from trilithon.capture.generation import generation_settings
 from trilithon.compiled import Compiled
 from trilithon.errors import CannotCache, CaptureError
 from trilithon.lower.backend import backend_note, lower_module, resolve_backend
@@ -33,6 +34,7 @@ from trilithon.rewrite.unlift import device_of, fake_inputs, input_names, unlift
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.original import original_model, original_program
 from trilithon.runtime.program import Deferred, Program, expected_inputs, lowered
+from trilithon.runtime.seq2seq import seq2seq_of
 from trilithon.runtime.verify import verify_program
 from trilithon.spec.assumption import Assumption
 
@@ -212,6 +214,7 @@ def compile(
         decoder=decoder,
         max_tokens=most if isinstance(decoder, CannotCache) else decoder.cache_tokens,
         defaults=hf.generation_defaults(model),
+        seq2seq=seq2seq_of(program, decoder, generation_settings(model)),
     )
 
 

@@ -16,6 +16,7 @@ from trilithon.capture.examples import make_example
 from trilithon.capture.presets import PRESETS as PRESETS
 from trilithon.errors import InputError
 
+LENGTHS = ("max_position_embeddings", "max_target_positions", "max_seq_len")  # what configurations call their most tokens
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -225,7 +226,7 @@ def example_for(model: nn.Module, inputs: tuple[str, ...], max_batch: int = 1 <<
             if name not in takes:
                 raise InputError(f"{type(model).__name__} takes no {name}", todo=f"it takes {', '.join(takes)}")
     parameter = next(model.parameters())
-    longest = min(getattr(model.config, name, None) or 1 << 20 for name in ("max_position_embeddings", "max_target_positions"))
+    longest = min(getattr(model.config, name, None) or 1 << 20 for name in LENGTHS)
     example, shapes = make_example(model.config, inputs, longest, max_batch, parameter.dtype, parameter.device)
     if "use_cache" in takes:
         example["use_cache"], shapes["use_cache"] = False, None

@@ -15,12 +15,14 @@ class HeldContext:
 
     Attributes:
         module: the inputs by position to a tuple of tensors; None = there is no context.
-        has_rows: of each of these, whether its axis 0 runs over rows.
+        inputs: names of what it takes.
+        has_rows: of each of its results, whether its axis 0 runs over rows.
         moved: called when tensors stand at other addresses than those before.
         tensors: what the rows read; their addresses stay while their sizes do.
     """
 
     module: Callable[..., Sequence[Tensor]] | None = None
+    inputs: tuple[str, ...] = ()
     has_rows: tuple[bool, ...] = ()
     moved: Callable[[], None] = lambda: None
     tensors: tuple[Tensor, ...] = ()
