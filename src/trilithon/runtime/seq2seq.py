@@ -25,8 +25,9 @@ MASK = "attention_mask"
 class Seq2SeqArguments(GenerateArguments, total=False):
     """The arguments of `generate` for an encoder-decoder.
 
-    Its `attention_mask` is that of the encoder's tokens. The decoder goes on from `decoder_input_ids [b n]`, of which
-    `decoder_attention_mask` says what is padding; by default from `decoder_start_token_id`, the model's own if not given.
+    Its `attention_mask` is that of the encoder's tokens, by default all ones, as in Hugging Face. The decoder goes on from
+    `decoder_input_ids [b n]`, of which `decoder_attention_mask` says what is padding; by default from
+    `decoder_start_token_id`, the model's own if not given.
     """
 
     input_features: Tensor
@@ -98,11 +99,8 @@ class Seq2Seq:
         return {name: found[name] for name in self.expected}
 
     def _mask(self, main: Tensor, rest: dict[str, Any]) -> Tensor | None:
-        """The mask of the encoder's tokens, by Hugging Face's rule where it is not given; taken out of `rest`."""
+        """The mask of the encoder's tokens, where it takes one; taken out of `rest`."""
         mask = rest.pop(MASK, None)
-        eos, filler = rest.get("eos_token_id"), rest.get("pad_token_id")
-        if mask is None and filler is not None and filler not in (eos if isinstance(eos, (list, tuple)) else [eos]):
-            mask = main.ne(filler) if main.dim() == 2 and not main.is_floating_point() else None
         if MASK in self.expected:
             return (torch.ones_like(main) if mask is None else mask).to(self.expected[MASK].dtype)
         if mask is not None and not bool((mask != 0).all()):
