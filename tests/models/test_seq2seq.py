@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import trilithon
 from trilithon import Compiled, GuardFailed, InputError, Options
-from trilithon.capture import hf
+from trilithon.capture.generation import generation_settings
 from zoo.families import SEQ2SEQ, T5
 
 NEW = 14
@@ -23,6 +23,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "bart": ("Bart", SEQ2SEQ | ONE),
     "whisper": ("Whisper", SEQ2SEQ | ONE | WHISPER | {"begin_suppress_tokens": []}),
 }
+STD = {"bart": 0.8}  # its layers are normalised at their ends
 MADE: dict[str, tuple[Any, Compiled]] = {}
 
 
@@ -34,7 +35,7 @@ def lively(name: str) -> Any:
     torch.manual_seed(1)
     for parameter in model.parameters():
         if parameter.dim() >= 2:
-            parameter.data.normal_(std=0.3)
+            parameter.data.normal_(std=STD.get(name, 0.3))
     head = model.get_output_embeddings()
     head.weight = nn.Parameter(torch.randn_like(head.weight))
     for held in (model.config, model.generation_config):
@@ -119,13 +120,12 @@ def test_the_generation_config_is_honoured_or_refused() -> None:
     assert torch.equal(llm.generate(ids, attention_mask=mask), want)
     assert set(want[:, 1].tolist()) == {7} and want.shape[1] <= 12
     model.generation_config.num_beams = 4
-    llm = trilithon.compile(model, max_tokens=32, options=Options(verify=False))
     with pytest.raises(InputError, match="asks for num_beams=4"):
-        llm.generate(ids[:1])
+        generation_settings(model).check()
 
 
 def test_what_an_encoder_is_not_proved_for_is_refused() -> None:
-    model, llm = made("t5")
+    _, llm = made("t5")
     ids, mask = prompts()
     nothing = mask.clone()
     nothing[0] = 0
@@ -133,9 +133,14 @@ def test_what_an_encoder_is_not_proved_for_is_refused() -> None:
         llm.generate(ids, attention_mask=nothing, max_new_tokens=2)
     with pytest.raises(InputError, match="3 rows, and the encoder 2"):
         llm.generate(ids[:2], decoder_input_ids=ids[:, :1], max_new_tokens=2)
-    example, shapes = hf.example_for(model, ("input_ids", "decoder_input_ids"))
-    bare = trilithon.compile(model, example, dynamic_shapes=shapes, options=Options(verify=False))
+
+
+def test_padding_that_no_mask_hides_is_refused() -> None:
+    _, llm = made("whisper")
+    sound, mask = torch.zeros(1, 8, 32), torch.ones(1, 32, dtype=torch.int64)
+    llm.generate(sound, attention_mask=mask, max_new_tokens=2)
+    mask[0, 20:] = 0
     with pytest.raises(InputError, match="takes no padding"):
-        bare.generate(ids[:1], attention_mask=mask[1:2], max_new_tokens=2)
-    want = model.generate(ids[:1], max_new_tokens=5, do_sample=False)
-    assert torch.equal(bare.generate(ids[:1], max_new_tokens=5), want)
+        llm.generate(sound, attention_mask=mask, max_new_tokens=2)
+    with pytest.raises(InputError, match="needs input_features"):
+        llm.generate(max_new_tokens=2)

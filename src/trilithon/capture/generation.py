@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,16 +52,25 @@ INITIAL = ("lang_to_id", "no_timestamps_token_id", "forced_decoder_ids")  # Whis
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of one call: tokens of the decoder's prompts, most tokens of its rows, and the tokens that finish a row."""
+    """Of one call.
+
+    Attributes:
+        prompt: tokens of the decoder's prompts.
+        most: tokens of its rows at the end.
+        eos: tokens that finish a row.
+        device: of the scores.
+        begin: tokens before the first that the model chooses; a forced first token counts.
+    """
 
     prompt: int
     most: int
     eos: torch.Tensor | None
     device: torch.device
+    begin: int = 0
 
 
 def _begin_suppress(tokens: Any, at: Lengths) -> Any:
-    return transformers.SuppressTokensAtBeginLogitsProcessor(tokens, at.prompt, device=str(at.device))
+    return transformers.SuppressTokensAtBeginLogitsProcessor(tokens, at.begin, device=str(at.device))
 
 
 def _min_length(least: int, at: Lengths) -> Any:
@@ -116,6 +125,8 @@ class GenerationSettings:
 
     def make_processors(self, lengths: Lengths) -> tuple[Any, ...]:
         """Transformers' own logits processors for one call."""
+        forced = lengths.prompt == 1 and "forced_bos_token_id" in self.processors
+        lengths = replace(lengths, begin=lengths.prompt + forced)
         made = (make(self.processors[name], lengths) for name, make in PROCESSORS.items() if name in self.processors)
         return tuple(processor for processor in made if processor is not None)
 
