@@ -25,7 +25,12 @@ DOORS = {
     "z3": ("trilithon/prove/",),
     "tensorrt": ("trilithon/lower/tensorrt/",),
     "tensorrt_rtx": ("trilithon/lower/tensorrt/",),
-    "transformers": ("trilithon/capture/", "trilithon/integrations/"),
+    "transformers": (
+        "trilithon/capture/generation.py",
+        "trilithon/capture/hf.py",
+        "trilithon/capture/presets.py",
+        "trilithon/integrations/",
+    ),
 }
 
 FILE_LINES, FUNCTION_LINES, NESTING = 300, 40, 4
