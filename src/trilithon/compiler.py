@@ -246,9 +246,9 @@ def _with_decoder(
 def _source(model: Any, example: Example | None, analysis: Analysis) -> Source:
     """What a decoder is made of; it is verified against the user's module where that can be called by its inputs' names."""
     held = fake_inputs(analysis.captured.program)
-    original = partial(original_program, analysis.general, tuple(held))
+    original = partial(original_program, analysis.general, held)
     if isinstance(model, nn.Module) and example is not None and held.keys() <= example.keys():
-        original = partial(original_model, model, {name: x for name, x in example.items() if name not in held})
+        original = partial(original_model, model, {name: x for name, x in example.items() if name not in held}, held)
     return Source(analysis.rewritten, analysis.guards, expected_inputs(held, analysis.report.ranges), original)
 
 

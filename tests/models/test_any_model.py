@@ -144,6 +144,25 @@ def test_hand_written_modules(make: type[nn.Module], name: str) -> None:
     assert torch.equal(got[1:, 2:], by_hand(model, ids[1:2, 2:]))
 
 
+class Placed(Nano):
+    """Positions `[s]` are an input, of which all rows have the same."""
+
+    def forward(self, idx: Tensor, position_ids: Tensor) -> Tensor:  # type: ignore[override]
+        (b, t), x = idx.shape, self.wte(idx) + self.wpe(position_ids)
+        q, k, v = (y.view(b, t, 4, 8).transpose(1, 2) for y in self.c_attn(self.ln_1(x)).split(32, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, 32)
+        return self.head(self.ln_f(x + self.c_proj(y)))
+
+
+def test_positions_without_rows() -> None:
+    model = Placed().eval()
+    example = {"idx": torch.ones(2, 6, dtype=torch.int64), "position_ids": torch.arange(6)}
+    s = Dim("s", min=2, max=48)
+    llm = trilithon.compile(model, example, dynamic_shapes={"idx": {0: Dim("b", max=8), 1: s}, "position_ids": {0: s}})
+    got = llm.generate(prompts()[:1], max_new_tokens=5)
+    assert torch.equal(got[:, 7:], model(got, torch.arange(12)).argmax(-1)[:, 6:-1])
+
+
 def test_the_export_says_how_many_tokens_fit() -> None:
     model = Nano().eval()
     example = {"idx": torch.ones(2, 6, dtype=torch.int64)}

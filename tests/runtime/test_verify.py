@@ -28,7 +28,7 @@ def decoder(model: nn.Module, request: pytest.FixtureRequest) -> CachedDecoder:
 
 
 def original(model: nn.Module) -> Original:
-    return original_model(model, {"use_cache": False}, TokenInputs("input_ids", "position_ids"), {})
+    return original_model(model, {"use_cache": False}, {}, TokenInputs("input_ids", None), {})
 
 
 @pytest.mark.parametrize("times", [None, 3.0])

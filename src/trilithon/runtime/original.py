@@ -28,12 +28,14 @@ class Original:
         call: the module and its token inputs, by name, to what it gives.
         inputs: names.
         given: what else it takes, of as many rows as there are tokens; empty but for a model with a context.
+        held: fake tensors of its inputs, as captured.
     """
 
     module: nn.Module
     call: Callable[[nn.Module, Mapping[str, Tensor]], Any]
     inputs: TokenInputs
     given: Mapping[str, Tensor]
+    held: Mapping[str, Tensor]
 
     def logits(self, ids: Tensor, tokens: list[slice], vocabulary: int) -> Tensor:
         """`[b n v]`, the logits at `tokens` (as many in each row) of rows `ids [b s]`."""
@@ -49,7 +51,7 @@ class Original:
         """Logits `[b s v]` of all tokens, or `[b v]` or `[b 1 v]` of the last."""
         values = {**self.given, self.inputs.tokens: ids}
         if self.inputs.positions is not None:
-            values[self.inputs.positions] = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+            values[self.inputs.positions] = _positions(self.held[self.inputs.positions], ids)
         for leaf in tree_leaves(self.call(self.module, values)):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.shape[-1] == vocabulary:
                 return leaf
@@ -59,26 +61,38 @@ class Original:
         """The same in a wider type: float64 for float32, float32 for halves."""
         module = self.module
         copied = widened(module) if isinstance(module, GraphModule) else _module_widened(module)
-        return Original(copied, self.call, self.inputs, {name: wide(x) for name, x in self.given.items()})
+        return Original(copied, self.call, self.inputs, {name: wide(x) for name, x in self.given.items()}, self.held)
 
 
 def original_model(
-    model: nn.Module, constants: Mapping[str, Any], inputs: TokenInputs, given: Mapping[str, Tensor]
+    model: nn.Module,
+    constants: Mapping[str, Any],
+    held: Mapping[str, Tensor],
+    inputs: TokenInputs,
+    given: Mapping[str, Tensor],
 ) -> Original:
     """A user's own model, called with keywords.
 
     Args:
         constants: arguments that were fixed when it was captured.
-        given: as `Original` has it.
+        held, inputs, given: as `Original` has them.
     """
-    return Original(model, lambda module, values: module(**constants, **values), inputs, given)
+    return Original(model, lambda module, values: module(**constants, **values), inputs, given, held)
 
 
 def original_program(
-    program: GraphModule, names: tuple[str, ...], inputs: TokenInputs, given: Mapping[str, Tensor]
+    program: GraphModule, held: Mapping[str, Tensor], inputs: TokenInputs, given: Mapping[str, Tensor]
 ) -> Original:
-    """A captured program, whose inputs have these names, in order."""
-    return Original(program, lambda module, values: module(*(values[name] for name in names)), inputs, given)
+    """A captured program, which takes the inputs `held` in order."""
+    return Original(program, lambda module, values: module(*(values[name] for name in held)), inputs, given, held)
+
+
+def _positions(held: Tensor, ids: Tensor) -> Tensor:
+    """Of tokens `[b s]` the positions, of the shape and type that they were captured with: `[s]`, `[1 s]` or `[b s]`."""
+    found = torch.arange(ids.shape[1], device=ids.device, dtype=held.dtype)
+    if held.dim() == 1:
+        return found
+    return found[None] if isinstance(held.shape[0], int) and held.shape[0] == 1 else found.expand(ids.shape)
 
 
 def wide(x: Any) -> Any:

@@ -108,13 +108,19 @@ def canary_inputs(
 ) -> dict[str, Tensor]:
     """Random inputs by name, of so many rows and tokens where they may be, that meet the guards; types are those of `held`."""
     generator = torch.Generator().manual_seed(0)
-    return {spec.name: _canary(spec, rows, length, guards, generator).to(held[spec.name].dtype).to(device) for spec in inputs}
+    sizes: dict[str, int] = {}  # of a size symbol, as the first input has it
+    made: dict[str, Tensor] = {}
+    for spec in inputs:
+        like = held[spec.name]
+        wanted = [rows, *[length] * len(spec.axes)]
+        fitting = (min(max(axis.low, n), axis.high) for axis, n in zip(spec.axes, wanted, strict=False))
+        shape = tuple(sizes.setdefault(str(size), n) for size, n in zip(like.shape, fitting, strict=True))
+        made[spec.name] = _canary(spec, shape, guards, generator).to(like.dtype).to(device)
+    return made
 
 
-def _canary(spec: Input, rows: int, length: int, guards: tuple[Assumption, ...], generator: torch.Generator) -> Tensor:
-    """A random input of so many rows and tokens where it may be: what its guard asks for, or what its name says."""
-    sizes = [rows, *[length] * len(spec.axes)]
-    shape = tuple(min(max(axis.low, n), axis.high) for axis, n in zip(spec.axes, sizes, strict=False))
+def _canary(spec: Input, shape: tuple[int, ...], guards: tuple[Assumption, ...], generator: torch.Generator) -> Tensor:
+    """A random input of this shape: what its guard asks for, or what its name says."""
     guard = next((g for g in guards if g.table == spec.name), None)
     if guard is not None:
         return guard.sample(shape, spec.dtype, generator)
