@@ -26,7 +26,12 @@ DOORS = {
     "tensorrt": ("trilithon/lower/tensorrt/",),
     "tensorrt_rtx": ("trilithon/lower/tensorrt/",),
     "torch_tensorrt": ("trilithon/bench/torch_tensorrt_row.py",),
-    "transformers": ("trilithon/capture/hf.py", "trilithon/capture/presets.py", "trilithon/integrations/"),
+    "transformers": (
+        "trilithon/capture/generation.py",
+        "trilithon/capture/hf.py",
+        "trilithon/capture/presets.py",
+        "trilithon/integrations/",
+    ),
 }
 
 FILE_LINES, FUNCTION_LINES, NESTING = 300, 40, 4

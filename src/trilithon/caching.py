@@ -3,79 +3,154 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 
-from trilithon.capture import hf
 from trilithon.errors import CannotCache, InputError, VerificationFailed
 from trilithon.lower.backend import Role, lower_module
-from trilithon.lower.inputs import cached_inputs
+from trilithon.lower.inputs import cached_inputs, sequence_inputs
 from trilithon.lower.tensorrt.diagnose import first_diverging_site
 from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.options import Options
+from trilithon.prove.locality import TokenInputs
 from trilithon.rewrite.cache_ops import STORED
 from trilithon.rewrite.fuse_attention import SITE
 from trilithon.rewrite.insert_cache import CacheShape, Mode, cache_shapes, insert_cache
 from trilithon.rewrite.op import ATTENTION
+from trilithon.rewrite.split_context import Context, split_context
+from trilithon.rewrite.token_model import POSITIONS, longest, token_inputs
+from trilithon.rewrite.unlift import device_of, fake_inputs, unlift
+from trilithon.runtime.context import HeldContext
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
-from trilithon.runtime.verify import TOLERANCE, verify_decoder
+from trilithon.runtime.original import Original
+from trilithon.runtime.program import Expected
+from trilithon.runtime.verify import TOLERANCE, canary_inputs, verify_decoder
 from trilithon.spec.assumption import Assumption
 from trilithon.spec.masks import SlidingWindow, parse, parts
 
 DEFAULT_TOKENS = 4096
+CONTEXT_TOKENS = 9  # of the canary of a context, where it may have any number
 TIMES = 3.0  # most times the error of eager, both against a wider type, that logits of an engine may have
 EXACT = "products of halves are added up in float32 parts"
 Built = TypeVar("Built")
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a decoder is made of.
+
+    Attributes:
+        program: rewritten.
+        guards: what its proofs need of the inputs.
+        expected: what each of its inputs must be.
+        original: from the names of its token inputs, and what it takes beside them, the model to verify against.
+    """
+
+    program: ExportedProgram
+    guards: tuple[Assumption, ...]
+    expected: Mapping[str, Expected]
+    original: Callable[[TokenInputs, Mapping[str, Tensor]], Original]
+
+
 def make_decoder(
-    model: Any, program: ExportedProgram, guards: tuple[Assumption, ...], max_tokens: int, backend: str, options: Options
+    source: Source, max_tokens: int | None, backend: str, options: Options
 ) -> tuple[CachedDecoder | CannotCache, tuple[str, ...]]:
-    """Prefill and decode with a static KV cache, or the reason why not; and what the report says of it."""
-    made = _make(model, program, guards, max_tokens, backend, options)
-    return made if isinstance(made, tuple) else (made, cache_notes(made))
+    """Prefill and decode with a static KV cache, or the reason why not; and what the report says of it.
 
+    Args:
+        max_tokens: as the user gave it.
 
-def _make(
-    model: Any, program: ExportedProgram, guards: tuple[Assumption, ...], max_tokens: int, backend: str, options: Options
-) -> CannotCache | tuple[CachedDecoder, tuple[str, ...]]:
-    if not hf.is_causal_lm(model):
-        return _no_cache(model, "it is not a Hugging Face causal LM")
-    for assumption in guards:  # the decoder makes position_ids itself, so these it meets by construction
-        if (assumption.table, assumption.kind) not in (("position_ids", "consecutive"), ("position_ids", "bounded")):
-            return _no_cache(model, f"its masks were proved only if {assumption.text}")
-    rings = backend != "tensorrt"  # its cache layer writes consecutive slots
-    errors: list[float] = []
+    Raises:
+        InputError: it is more than the program is for.
+    """
     try:
-        kept = cache_shapes(program, rings=rings, stored=_stored(options))
+        plan = _plan(source, max_tokens, backend, options)
     except CannotCache as refusal:
-        return refusal
-    device = next(model.parameters()).device
+        return refusal, cache_notes(refusal)
+    decoder, notes = _make(source, plan, backend, options)
+    return decoder, (*cache_notes(decoder), *notes)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """That a cache is sound, and what it must hold."""
+
+    inputs: TokenInputs
+    kept: list[CacheShape]
+    max_tokens: int
+    context: Context | None
+    device: torch.device
+
+
+def _plan(source: Source, max_tokens: int | None, backend: str, options: Options) -> _Plan:
+    program = source.program
+    inputs = token_inputs(program)
+    context = split_context(program, inputs.tokens) if inputs.context else None
+    native = backend != "tensorrt"  # its cache layer writes consecutive slots
+    kept = cache_shapes(program, rings=native, stored=_stored(options))
+    _check_guards(source.guards, context)
+    if context is not None and not native:
+        why = "its context, e.g. an encoder, runs on native kernels only"
+        raise CannotCache("no KV cache for TensorRT", why=why, todo="compile with backend='native'")
+    rows = fake_inputs(program)[inputs.tokens].shape[0]
+    if isinstance(rows, int) and options.max_batch > rows:
+        todo = "export it with a dynamic batch axis, or compile with Options(max_batch=1)"
+        raise CannotCache(f"no KV cache of {options.max_batch} rows", why=f"the program is for {rows} row", todo=todo)
+    most = capacity(longest(program, inputs.tokens), max_tokens)
+    return _Plan(inputs, kept, most, context, device_of(unlift(program)))
+
+
+def _check_guards(guards: tuple[Assumption, ...], context: Context | None) -> None:
+    """The decoder makes positions itself, so it meets their guards by construction; those of the context are checked."""
+    for assumption in guards:
+        of_context = context is not None and assumption.table in context.inputs
+        if not of_context and (assumption.table, assumption.kind) not in ((POSITIONS, "consecutive"), (POSITIONS, "bounded")):
+            why = f"its masks were proved only if {assumption.text}"
+            raise CannotCache("cannot insert a KV cache", why=why, todo="call it for its output instead of generate")
+
+
+def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[CachedDecoder, tuple[str, ...]]:
+    errors: list[float] = []
 
     def build(options: Options, exact: bool) -> CachedDecoder:
-        return _build(program, kept, max_tokens, backend, options, device, exact)
+        return _build(source.program, plan, backend, options, exact)
 
     def verify(decoder: CachedDecoder, options: Options, exact: bool) -> None:
         if not options.verify:
             return
-        times = allowed_times(decoder.modules.decode, device, options)
+        times = allowed_times(decoder.modules.decode, plan.device, options)
+        lengths = (6,) if times is None else _canary_lengths(source.program)
+        given = _given(source, plan, min(2, options.max_batch))
+        if plan.context is not None:
+            decoder.take_context(tuple(given.values()), min(2, options.max_batch))
         try:
-            errors.append(verify_decoder(decoder, model, (6,) if times is None else _canary_lengths(program), times))
+            errors.append(verify_decoder(decoder, source.original(plan.inputs, given), lengths, times))
         except VerificationFailed as error:
-            raise _located(error, decoder, program, options, exact) from error
+            raise _located(error, decoder, source.program, options, exact) from error
 
     decoder, notes = build_right(build, verify, backend, options)
-    return decoder, (*cache_notes(decoder), *kept_notes(options.cache_dtype, errors), *notes)
+    return decoder, (*kept_notes(options.cache_dtype, errors), *notes)
 
 
 def _stored(options: Options) -> torch.dtype | None:
     return None if options.cache_dtype is None else STORED[options.cache_dtype]
+
+
+def _given(source: Source, plan: _Plan, rows: int) -> dict[str, Tensor]:
+    """A canary of what the context takes, by name."""
+    if plan.context is None:
+        return {}
+    held = {name: x for name, x in fake_inputs(source.program).items() if name in plan.context.inputs}
+    ranges = {axis.symbol: (axis.low, axis.high) for x in source.expected.values() for axis in x.axes if axis.symbol}
+    inputs = sequence_inputs(held, ranges, rows, CONTEXT_TOKENS)
+    return canary_inputs(inputs, held, source.guards, rows, CONTEXT_TOKENS, plan.device)
 
 
 def build_right(
@@ -108,21 +183,13 @@ def build_right(
     raise AssertionError("unreachable")
 
 
-def _build(
-    program: ExportedProgram,
-    kept: list[CacheShape],
-    max_tokens: int,
-    backend: str,
-    options: Options,
-    device: torch.device,
-    exact: bool,
-) -> CachedDecoder:
-    native = backend != "tensorrt"
+def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options, exact: bool) -> CachedDecoder:
+    native, context = backend != "tensorrt", plan.context
 
     def lowered(name: str, mode: Mode) -> Callable[..., Any]:
         gm = insert_cache(program, mode, all_logits=mode == "extend", rings=native, stored=_stored(options))
-        inputs = cached_inputs(gm, kept, max_tokens, options.max_batch, most_tokens=1 if mode == "step" else None)
-        role: Role = "step" if mode == "step" else "sequence"
+        inputs = cached_inputs(gm, plan.kept, plan.max_tokens, options.max_batch, most_tokens=1 if mode == "step" else None)
+        role: Role = "step" if mode == "step" and context is None else "sequence"  # no Inductor for each length of a context
         return lower_module(gm, backend, options, role=role, name=name, inputs=inputs, exact=exact)
 
     modules = CachedModules(
@@ -130,8 +197,19 @@ def _build(
         decode=lowered("decode", "step"),
         extend=lowered("extend", "extend") if native else None,  # an engine more would hold the weights once more
     )
-    graphs = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
-    return CachedDecoder(modules, kept, max_tokens, options.max_batch, device, graphs, grows=native)
+    graphs = plan.device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
+    decoder = CachedDecoder(modules, plan.kept, plan.max_tokens, options.max_batch, plan.device, graphs, grows=native)
+    if context is not None:
+        module = lower_module(context.module, backend, options, role="sequence", name="context", inputs=())
+        decoder.context = HeldContext(module, context.inputs, _has_rows(program, plan.inputs, context), decoder.drop_graphs)
+    return decoder
+
+
+def _has_rows(program: ExportedProgram, inputs: TokenInputs, context: Context) -> tuple[bool, ...]:
+    """Of each result of a context, whether its axis 0 runs over rows."""
+    rows = str(fake_inputs(program)[inputs.tokens].shape[0])
+    results: Any = context.module.graph.output_node().args[0]
+    return tuple(bool(x.meta["val"].dim()) and str(x.meta["val"].shape[0]) == rows for x in results)
 
 
 def allowed_times(module: Any, device: torch.device, options: Options) -> float | None:
@@ -170,22 +248,22 @@ def _canary_lengths(program: ExportedProgram) -> tuple[int, ...]:
     return (6, 1, 17, 512, *(edge + 3 for edge in edges))
 
 
-def capacity(model: Any, max_tokens: int | None) -> int:
-    """The capacity of the KV cache: within the positions that the masks are proved for."""
-    most = hf.max_positions(model) if hf.is_hf(model) else max(DEFAULT_TOKENS, max_tokens or 0)
-    if max_tokens is None:
-        return min(DEFAULT_TOKENS, most)
-    if not 2 <= max_tokens <= most:
+def capacity(most: int | None, wanted: int | None) -> int:
+    """The capacity of a row of the KV cache.
+
+    Args:
+        most: tokens that the masks are proved for, and the model is for; None = any number.
+        wanted: as the user gave it.
+    """
+    if wanted is None:
+        return DEFAULT_TOKENS if most is None else min(DEFAULT_TOKENS, most)
+    if wanted < 2 or (most is not None and wanted > most):
         raise InputError(
-            f"max_tokens={max_tokens} must be between 2 and {most}",
-            why="the model has no more positions" if max_tokens > most else "a prompt and one generated token need two",
-            todo=f"pass max_tokens={min(max(max_tokens, 2), most)}",
+            f"max_tokens={wanted} must be " + ("2 or more" if most is None else f"between 2 and {most}"),
+            why="a prompt and one generated token need two" if wanted < 2 else "the model has no more positions",
+            todo=f"pass max_tokens={2 if wanted < 2 else most}",
         )
-    return max_tokens
-
-
-def _no_cache(model: Any, why: str) -> CannotCache:
-    return CannotCache(f"{type(model).__name__} has no KV cache", why=why, todo="call it for its output instead of generate")
+    return wanted
 
 
 def cache_notes(decoder: CachedDecoder | CannotCache) -> tuple[str, ...]:

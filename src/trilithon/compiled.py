@@ -10,16 +10,17 @@ from typing import Any, Literal, Unpack, cast, overload
 import torch
 from torch import Tensor
 
-from trilithon.errors import CannotCache, CannotLower
+from trilithon.errors import CannotCache, CannotLower, InputError
 from trilithon.report.report import Report
 from trilithon.runtime.conversation import Conversation
 from trilithon.runtime.decoder import CachedDecoder
-from trilithon.runtime.generate import generate, stream
+from trilithon.runtime.generate import answer, stream_answer
 from trilithon.runtime.memory import Memory, Tenant
 from trilithon.runtime.program import Program
 from trilithon.runtime.protocol import Streamer
-from trilithon.runtime.request import GenerateArguments
+from trilithon.runtime.request import GenerateArguments, Request, make_request
 from trilithon.runtime.run import Generated
+from trilithon.runtime.seq2seq import Seq2Seq, Seq2SeqArguments
 
 Build = Callable[[tuple[str, ...]], tuple[Program, Report]]
 
@@ -43,11 +44,13 @@ class Compiled:
         decoder: CachedDecoder | CannotCache,
         max_tokens: int,
         defaults: dict[str, Any],
+        seq2seq: Seq2Seq | None = None,
     ) -> None:
         self.report = report
         self.reports = dict.fromkeys(programs, report)
         self.max_tokens, self.defaults = max_tokens, defaults
         self._programs, self._build, self.cached = programs, build, decoder
+        self._seq2seq = seq2seq
 
     def __call__(self, input_ids: Tensor | None = None, **tensors: Tensor) -> Any:
         """The model's output without a cache, e.g. logits `[b s v]` of a causal LM.
@@ -126,50 +129,56 @@ class Compiled:
     @overload
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         *,
         streamer: Streamer | None = None,
         return_dict_in_generate: Literal[False] = False,
-        **arguments: Unpack[GenerateArguments],
+        **arguments: Unpack[Seq2SeqArguments],
     ) -> Tensor: ...
 
     @overload
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         *,
         streamer: Streamer | None = None,
         return_dict_in_generate: Literal[True],
-        **arguments: Unpack[GenerateArguments],
+        **arguments: Unpack[Seq2SeqArguments],
     ) -> Generated: ...
 
     def generate(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         *,
         streamer: Streamer | None = None,
         return_dict_in_generate: bool = False,
-        **arguments: Unpack[GenerateArguments],
+        **arguments: Unpack[Seq2SeqArguments],
     ) -> Tensor | Generated:
         """Continue each prompt; see `trilithon.runtime.generate.generate` for the arguments, which are Hugging Face's.
 
+        An encoder-decoder takes what its encoder reads as `input_ids` (or by its name, e.g. `input_features`) and
+        `attention_mask`, and the arguments of `Seq2SeqArguments` for its decoder; the encoder runs once.
+
         Returns:
-            `[b, s + n]` int64, prompt included; or a `Generated` with scores, logits and counts of accepted drafts.
+            `[b, s + n]` int64, prompt included (of an encoder-decoder that of the decoder); or a `Generated` with scores,
+            logits and counts of accepted drafts.
 
         Raises:
             CannotCache: this model has no KV cache.
             InputError, CapacityExceeded: an argument is wrong, or does not fit `max_tokens`.
         """
-        given = cast(GenerateArguments, {**self.defaults, **arguments})
         with self.memory.visit() as decoder:
-            if return_dict_in_generate:
-                return generate(decoder, input_ids, streamer=streamer, return_dict_in_generate=True, **given)
-            return generate(decoder, input_ids, streamer=streamer, **given)
+            return answer(decoder, self._request(input_ids, arguments), streamer, return_dict_in_generate)
 
-    def stream(self, input_ids: Tensor, **arguments: Unpack[GenerateArguments]) -> Iterator[Tensor]:
+    def stream(self, input_ids: Tensor | None = None, **arguments: Unpack[Seq2SeqArguments]) -> Iterator[Tensor]:
         """Yield the new tokens `[b]` of each step as they are made; arguments as in `generate`."""
-        given = cast(GenerateArguments, {**self.defaults, **arguments})
-        return self._stream(stream(self.memory.decoder, input_ids, **given))
+        return self._stream(stream_answer(self.memory.decoder, self._request(input_ids, arguments)))
+
+    def _request(self, input_ids: Tensor | None, arguments: Seq2SeqArguments) -> Request:
+        decoder, given = self.memory.decoder, {**self.defaults, **arguments}
+        if self._seq2seq is not None:
+            return self._seq2seq.request(decoder, input_ids, given)
+        return make_request(decoder.cache_tokens, decoder.device, input_ids, **cast(GenerateArguments, given))  # type: ignore[arg-type]
 
     def _stream(self, steps: Iterator[Tensor]) -> Iterator[Tensor]:
         """Between two tokens the decoder may serve others."""
@@ -189,7 +198,14 @@ class Compiled:
 
         Raises:
             CannotCache: this model has no KV cache.
+            InputError: it is an encoder-decoder.
         """
+        if self._seq2seq is not None:
+            raise InputError(
+                "an encoder-decoder holds no conversation",
+                why="what its encoder read cannot be appended to",
+                todo="use generate; decoder_input_ids goes on from what was generated",
+            )
         return Conversation(self.memory, self.defaults)
 
     def save(self, folder: str | Path) -> Path:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
-from trilithon.caching import allowed_times, build_right, capacity, make_decoder
+from trilithon.caching import Source, allowed_times, build_right, capacity, make_decoder
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
+from trilithon.capture.generation import generation_settings
 from trilithon.compiled import Compiled
-from trilithon.errors import CannotCache
+from trilithon.errors import CannotCache, CaptureError
 from trilithon.lower.backend import backend_note, lower_module, resolve_backend
 from trilithon.lower.inputs import sequence_inputs
 from trilithon.lower.tensorrt.lower import split_notes
@@ -30,7 +33,9 @@ from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
 from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import device_of, fake_inputs, input_names, unlift
 from trilithon.runtime.decoder import CachedDecoder
+from trilithon.runtime.original import original_model, original_program
 from trilithon.runtime.program import Deferred, Program, expected_inputs, lowered
+from trilithon.runtime.seq2seq import seq2seq_of
 from trilithon.runtime.verify import verify_program
 from trilithon.spec.assumption import Assumption
 
@@ -45,6 +50,12 @@ class Analysis:
     proved: tuple[Proved, ...]
     rewritten: ExportedProgram
     report: Report
+
+    @cached_property
+    def general(self) -> GraphModule:
+        """The program as it was captured, dense masks and all."""
+        program, _ = rewrite(self.captured.program, (), prover_of(self.captured.program))
+        return unlift(program)
 
     @property
     def guards(self) -> tuple[Assumption, ...]:
@@ -183,30 +194,63 @@ def compile(
     """
     if isinstance(model, str):
         model = hf.load_model(model)
-    max_tokens = capacity(model, max_tokens)
+    most = capacity(hf.max_positions(model) if isinstance(model, nn.Module) and hf.is_hf(model) else None, max_tokens)
     backend = resolve_backend(backend, options.cache_dtype)
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
         example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
-        return _program(analyse(model, example, shapes, tuple(assume), options), backend, options, max_tokens)
+        return _program(analyse(model, example, shapes, tuple(assume), options), backend, options, most)
 
+    examples = [(example_kwargs, dynamic_shapes)]
     if example_kwargs is None and hf.is_hf(model):
-        example_kwargs, dynamic_shapes = hf.example_for(model, hf.usual_inputs(model))  # type: ignore[arg-type]
-    analysis = analyse(model, example_kwargs, dynamic_shapes, tuple(assume), options)
-    started = time.perf_counter()
-    decoder, cached_notes = make_decoder(model, analysis.rewritten, analysis.guards, max_tokens, backend, options)
-    cached_seconds = time.perf_counter() - started
+        examples = [hf.example_for(model, inputs) for inputs in hf.input_choices(model)]  # type: ignore[arg-type]
+    analysis, decoder, notes, cached_seconds = _with_decoder(model, examples, max_tokens, backend, tuple(assume), options)
     defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
-    program, report = _program(analysis, backend, options, max_tokens, defer=defer)
+    program, report = _program(analysis, backend, options, most, defer=defer)
     report = replace(report, seconds={**report.seconds, "lower and verify the cache": cached_seconds})
     return Compiled(
         programs={program.inputs: program},
-        report=_as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), cached_notes),
+        report=_as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), notes),
         build=build if hf.is_hf(model) else None,
         decoder=decoder,
-        max_tokens=max_tokens,
+        max_tokens=most if isinstance(decoder, CannotCache) else decoder.cache_tokens,
         defaults=hf.generation_defaults(model),
+        seq2seq=seq2seq_of(program, decoder, generation_settings(model)),
     )
+
+
+def _with_decoder(
+    model: Any,
+    examples: list[tuple[Example | None, Any]],
+    max_tokens: int | None,
+    backend: str,
+    assume: tuple[Assumption, ...],
+    options: Options,
+) -> tuple[Analysis, CachedDecoder | CannotCache, tuple[str, ...], float]:
+    """Capture the first example that gives a cache, or where none does the first; notes and seconds are of the cache."""
+    found: list[tuple[Analysis, CachedDecoder | CannotCache, tuple[str, ...], float]] = []
+    for example, shapes in examples:
+        try:
+            analysis = analyse(model, example, shapes, assume, options)
+        except CaptureError:
+            if not found:
+                raise
+            continue
+        started = time.perf_counter()
+        decoder, notes = make_decoder(_source(model, example, analysis), max_tokens, backend, options)
+        found.append((analysis, decoder, notes, time.perf_counter() - started))
+        if isinstance(decoder, CachedDecoder):
+            return found[-1]
+    return found[0]
+
+
+def _source(model: Any, example: Example | None, analysis: Analysis) -> Source:
+    """What a decoder is made of; it is verified against the user's module where that can be called by its inputs' names."""
+    held = fake_inputs(analysis.captured.program)
+    original = partial(original_program, analysis.general, held)
+    if isinstance(model, nn.Module) and example is not None and held.keys() <= example.keys():
+        original = partial(original_model, model, {name: x for name, x in example.items() if name not in held}, held)
+    return Source(analysis.rewritten, analysis.guards, expected_inputs(held, analysis.report.ranges), original)
 
 
 def _as_lowered(report: Report, modules: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Report:
@@ -222,9 +266,7 @@ def _program(
 ) -> tuple[Program, Report]:
     """Lower one captured call, rewritten, and verify it against the captured program; with `defer` when first called."""
     started = time.perf_counter()
-    captured = analysis.captured.program
-    general, _ = rewrite(captured, (), prover_of(captured))
-    held, fast, always = fake_inputs(captured), unlift(analysis.rewritten), unlift(general)
+    held, fast, always = fake_inputs(analysis.captured.program), unlift(analysis.rewritten), analysis.general
     device = device_of(fast)
     inputs = sequence_inputs(held, analysis.report.ranges, options.max_batch, max_tokens)
 

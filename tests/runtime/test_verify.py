@@ -9,8 +9,10 @@ from torch import nn
 import trilithon
 from models.configs import tiny
 from trilithon import Options, VerificationFailed
+from trilithon.prove.locality import TokenInputs
 from trilithon.runtime import verify as verify_module
 from trilithon.runtime.decoder import CachedDecoder
+from trilithon.runtime.original import Original, original_model
 from trilithon.runtime.verify import verify_decoder
 
 LENGTHS = (6, 1, 17, 200)  # the last is more than the cache holds
@@ -26,17 +28,21 @@ def decoder(model: nn.Module, request: pytest.FixtureRequest) -> CachedDecoder:
     return trilithon.compile(model, max_tokens=32, options=Options(verify=False, max_batch=request.param)).decoder
 
 
+def original(model: nn.Module) -> Original:
+    return original_model(model, {"use_cache": False}, {}, TokenInputs("input_ids", None), {})
+
+
 @pytest.mark.parametrize("times", [None, 3.0])
 def test_a_right_decoder_passes(decoder: CachedDecoder, model: nn.Module, times: float | None) -> None:
-    assert 0.0 < verify_decoder(decoder, model, LENGTHS, times) < 1e-5
+    assert 0.0 < verify_decoder(decoder, original(model), LENGTHS, times) < 1e-5
 
 
 def test_the_error_is_in_units_of_eager(decoder: CachedDecoder, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is more than what is allowed in any case."""
-    assert verify_decoder(decoder, model, LENGTHS, 0.001) < 1e-4
+    assert verify_decoder(decoder, original(model), LENGTHS, 0.001) < 1e-4
     monkeypatch.setattr(verify_module, "LEAST", {})
     with pytest.raises(VerificationFailed, match=r"eager torch\.float32 is off by \de-0\d; TensorRT-RTX multiplies"):
-        verify_decoder(decoder, model, LENGTHS, 0.001)
+        verify_decoder(decoder, original(model), LENGTHS, 0.001)
 
 
 @pytest.mark.parametrize("times", [None, 3.0])
@@ -53,7 +59,7 @@ def test_a_wrong_decoder_does_not(decoder: CachedDecoder, model: nn.Module, wron
     object.__setattr__(decoder.modules, wrong, off)
     try:
         with pytest.raises(VerificationFailed, match="disagrees with eager"):
-            verify_decoder(decoder, model, LENGTHS, times)
+            verify_decoder(decoder, original(model), LENGTHS, times)
     finally:
         object.__setattr__(decoder.modules, wrong, right)
 
@@ -63,4 +69,4 @@ def test_wrong_padding_shows(decoder: CachedDecoder, model: nn.Module, monkeypat
     right = CachedDecoder.prefill
     monkeypatch.setattr(CachedDecoder, "prefill", lambda self, ids, pad: right(self, ids, pad * 0))
     with pytest.raises(VerificationFailed, match="with left padding disagrees"):
-        verify_decoder(decoder, model)
+        verify_decoder(decoder, original(model))

@@ -16,6 +16,7 @@ from trilithon.capture.examples import make_example
 from trilithon.capture.presets import PRESETS as PRESETS
 from trilithon.errors import InputError
 
+LENGTHS = ("max_position_embeddings", "max_target_positions", "max_seq_len")  # what configurations call their most tokens
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -177,7 +178,10 @@ def is_hf(model: object) -> bool:
 
 
 def is_causal_lm(model: Any) -> bool:
-    return is_hf(model) and type(model.config) in transformers.AutoModelForCausalLM._model_mapping and hasattr(model, "lm_head")
+    """Does transformers generate with it, a token at a time behind tokens? Its masks and its cache are for proofs to find."""
+    if not is_hf(model) or model.config.is_encoder_decoder or model.main_input_name != "input_ids":
+        return False
+    return bool(model.can_generate()) and model.get_output_embeddings() is not None
 
 
 def text_config(model: Any) -> Any | None:
@@ -188,14 +192,18 @@ def text_config(model: Any) -> Any | None:
 
 def usual_inputs(model: Any) -> tuple[str, ...]:
     """The tensors that a model is usually called with: ids and positions of a causal LM, ids and padding of an encoder."""
-    takes = inspect.signature(model.forward).parameters
+    return input_choices(model)[0]
+
+
+def input_choices(model: Any) -> tuple[tuple[str, ...], ...]:
+    """What to capture a model with, the usual inputs first, and what to try where these give no cache."""
+    takes, first = inspect.signature(model.forward).parameters, model.main_input_name
+    choices: tuple[tuple[str, ...], ...] = ((first, "attention_mask") if first == "input_ids" else (first,),)
     if "decoder_input_ids" in takes:
-        wanted: tuple[str, ...] = (model.main_input_name, "decoder_input_ids")
+        choices = (*((*names, "decoder_input_ids") for names in choices), (first, "decoder_input_ids"))
     elif is_causal_lm(model):
-        wanted = ("input_ids", "position_ids")
-    else:
-        wanted = (model.main_input_name, "attention_mask") if model.main_input_name == "input_ids" else (model.main_input_name,)
-    return tuple(name for name in wanted if name in takes)
+        choices = ((first, "position_ids"), (first,))
+    return tuple(dict.fromkeys(tuple(name for name in names if name in takes) for names in choices))
 
 
 def max_positions(model: nn.Module) -> int:
@@ -218,7 +226,7 @@ def example_for(model: nn.Module, inputs: tuple[str, ...], max_batch: int = 1 <<
             if name not in takes:
                 raise InputError(f"{type(model).__name__} takes no {name}", todo=f"it takes {', '.join(takes)}")
     parameter = next(model.parameters())
-    longest = min(getattr(model.config, name, None) or 1 << 20 for name in ("max_position_embeddings", "max_target_positions"))
+    longest = min(getattr(model.config, name, None) or 1 << 20 for name in LENGTHS)
     example, shapes = make_example(model.config, inputs, longest, max_batch, parameter.dtype, parameter.device)
     if "use_cache" in takes:
         example["use_cache"], shapes["use_cache"] = False, None

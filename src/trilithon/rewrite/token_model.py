@@ -18,7 +18,7 @@ from trilithon.prove.axes import ROWS, TOKENS, Found, Label, Sizes, Source, refu
 from trilithon.prove.locality import TokenInputs, token_labels
 from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.split_context import DECODER_TOKENS, take_context
-from trilithon.rewrite.unlift import unlift
+from trilithon.rewrite.unlift import fake_inputs, unlift
 from trilithon.spec.masks import Causal, Chunked, LocalWindow, Mask, Padding, SlidingWindow, parse, parts
 
 aten = torch.ops.aten
@@ -85,6 +85,18 @@ def token_model(program: ExportedProgram, tokens: str | None = None) -> TokenMod
     return TokenModel(gm, inputs, labels, sizes, sites, _logits(gm, labels, sizes))
 
 
+def token_inputs(program: ExportedProgram, tokens: str | None = None) -> TokenInputs:
+    """Which inputs of a program are its tokens, their positions, and the results of its context.
+
+    Args:
+        tokens: as given to `token_model`.
+
+    Raises:
+        CannotCache: the inputs are not those of a token model, or its context cannot be cut out.
+    """
+    return _token_inputs(unlift(program), tokens)
+
+
 def _check_over_context(node: Node, labels: Mapping[Node, Found]) -> None:
     """Cross attention stays as it is: its mask may say which keys of the context there are, not where a query stands."""
     if any(not isinstance(p, Padding) for p in parts(parse(str(node.args[3])))):
@@ -139,10 +151,10 @@ def _sizes(gm: GraphModule, inputs: TokenInputs, program: ExportedProgram) -> Si
     return Sizes(None if isinstance(rows, int) else str(rows), str(tokens))
 
 
-def longest(program: ExportedProgram) -> int | None:
+def longest(program: ExportedProgram, tokens: str) -> int | None:
     """The most tokens that the program is for, of a row in all; None = any number."""
-    tokens = next(n for n in unlift(program).graph.nodes if n.op == "placeholder" and n.name != POSITIONS).meta["val"].shape[-1]
-    limits = [limits.upper for symbol, limits in program.range_constraints.items() if str(symbol) == str(tokens)]
+    size = fake_inputs(program)[tokens].shape[-1]
+    limits = [limits.upper for symbol, limits in program.range_constraints.items() if str(symbol) == str(size)]
     return next((int(most) for most in limits if most.is_Integer), None)
 
 

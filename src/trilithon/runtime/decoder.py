@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trilithon.errors import CapacityExceeded, InputError
 from trilithon.rewrite.insert_cache import SPARE, CacheShape, CacheTensor
+from trilithon.runtime.context import HeldContext, Snapshot
 
 Module = Callable[..., Tensor]
 LEAST_SLOTS = 1024  # the cache of a decoder that grows is allocated for so many tokens first, and doubled when it is full
@@ -18,7 +19,7 @@ LEAST_SLOTS = 1024  # the cache of a decoder that grows is allocated for so many
 
 @dataclass(frozen=True)
 class CachedModules:
-    """The programs that `insert_cache` makes, lowered; each takes `(tokens, start, counts, *caches)`.
+    """The programs that `insert_cache` makes, lowered; each takes `(tokens, start, counts, *context, *caches)`.
 
     `extend` gives logits of all tokens; where it is None several tokens are several steps.
     """
@@ -39,19 +40,6 @@ class _Step:
     graph: Any = None
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What the rows of a decoder held.
-
-    Attributes:
-        lengths: tokens of each row.
-        caches: the slots in use.
-    """
-
-    lengths: tuple[int, ...]
-    caches: tuple[Tensor, ...]
-
-
 @dataclass
 class CachedDecoder:
     """A KV cache and the programs over it; see `runtime.protocol.Decoder` for what its methods do.
@@ -67,6 +55,7 @@ class CachedDecoder:
         device: of the cache and the inputs.
         cuda_graphs: replay single steps as CUDA graphs.
         grows: allocate the cache as it is needed; else all of it at once.
+        context: what all tokens of a row read, of an encoder-decoder.
     """
 
     modules: CachedModules
@@ -76,6 +65,7 @@ class CachedDecoder:
     device: torch.device
     cuda_graphs: bool = False
     grows: bool = False
+    context: HeldContext = field(default_factory=HeldContext)
     caches: list[Tensor] = field(init=False)
     _steps: dict[int, _Step] = field(init=False, default_factory=dict)
     _room: int = field(init=False, default=0)
@@ -98,8 +88,12 @@ class CachedDecoder:
         for old, new in zip(self.caches, fresh, strict=False):
             new[:, :, : old.shape[2]].copy_(old)
         self.caches, self._room = fresh, room
+        self.drop_graphs()
+
+    def drop_graphs(self) -> None:
+        """Record steps anew: what they read or write is at other addresses."""
         for step in self._steps.values():
-            step.graph = None  # it would write to the old cache
+            step.graph = None
 
     @property
     def cache_bytes(self) -> int:
@@ -138,6 +132,12 @@ class CachedDecoder:
         step.start.copy_(counts)
         self._used, self._batch = width, b
         return logits[:, -1]
+
+    @torch.no_grad()
+    def take_context(self, given: tuple[Tensor, ...], rows: int) -> None:
+        """See `Decoder.take_context`."""
+        self._check_rows(rows)
+        self.context.take(given, rows)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -206,7 +206,8 @@ class CachedDecoder:
         """See `Decoder.save`; a copy of the slots in use."""
         lengths = self._lengths()
         used = max(lengths, default=0)
-        return Snapshot(tuple(lengths), tuple(cache[: self._batch, :, :used].clone() for cache in self.caches))
+        context = tuple(x.clone() for x in self.context.tensors)
+        return Snapshot(tuple(lengths), tuple(cache[: self._batch, :, :used].clone() for cache in self.caches), context)
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
@@ -220,6 +221,7 @@ class CachedDecoder:
         self._make_room(used, already=0)
         for cache, kept in zip(self.caches, snapshot.caches, strict=True):
             cache[:b, :, : kept.shape[2]].copy_(kept)
+        self.context.hold(snapshot.context)
         self._step(b).start.copy_(torch.tensor(snapshot.lengths, device=self.device))
         self._used, self._batch = used, b
 
@@ -234,6 +236,7 @@ class CachedDecoder:
         for cache in self.caches:
             used = cache[:, :, : self._used]
             used[: len(rows)] = used.index_select(0, rows)
+        self.context.select(rows)
         start = self._step(self._batch).start[rows]
         self._batch = len(rows)
         self._step(self._batch).start.copy_(start)
@@ -263,7 +266,7 @@ class CachedDecoder:
             self._allocate(min(doubled, self.cache_tokens))
 
     def _rows(self, b: int) -> list[Tensor]:
-        return [cache[:b] for cache in self.caches]
+        return [*self.context.tensors, *(cache[:b] for cache in self.caches)]
 
     def _step(self, b: int) -> _Step:
         if b not in self._steps:

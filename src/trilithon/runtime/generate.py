@@ -93,6 +93,11 @@ def generate(
         CapacityExceeded: prompt and new tokens do not fit `decoder.cache_tokens`.
     """
     request = make_request(decoder.cache_tokens, decoder.device, input_ids, **arguments)
+    return answer(decoder, request, streamer, return_dict_in_generate)
+
+
+def answer(decoder: Decoder, request: Request, streamer: Streamer | None, return_dict_in_generate: bool) -> Tensor | Generated:
+    """What `generate` returns for a checked call."""
     if not return_dict_in_generate:
         request = without_outputs(request)
     run = run_to_end(decoder, request, streamer, shown=request.input_ids)
@@ -138,10 +143,11 @@ def stream(decoder: Decoder, input_ids: Tensor, **arguments: Unpack[GenerateArgu
     Raises:
         InputError, CapacityExceeded: as `generate` does.
     """
-    return _stream(decoder, make_request(decoder.cache_tokens, decoder.device, input_ids, **arguments))
+    return stream_answer(decoder, make_request(decoder.cache_tokens, decoder.device, input_ids, **arguments))
 
 
-def _stream(decoder: Decoder, request: Request) -> Iterator[Tensor]:
+def stream_answer(decoder: Decoder, request: Request) -> Iterator[Tensor]:
+    """What `stream` yields for a checked call."""
     run = make_run(request)
     for tokens in run.steps(decoder):
         yield from tokens.unbind(1)

@@ -34,6 +34,15 @@ class Decoder(Protocol):
     @property
     def lengths(self) -> Tensor: ...
 
+    def take_context(self, given: tuple[Tensor, ...], rows: int) -> None:
+        """Read what the next prompts are about: the inputs of an encoder, by position; a decoder without one reads nothing.
+
+        Args:
+            given: each of as many rows as there are prompts.
+            rows: a multiple of that; each prompt is repeated.
+        """
+        ...
+
     def prefill(self, input_ids: Tensor, pad: Tensor) -> Tensor:
         """Forget everything, take in the prompts and return the logits `[b v]` of their last tokens.
 

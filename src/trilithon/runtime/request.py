@@ -94,6 +94,7 @@ class Request:
         lookup: speculate with drafts from the row's own tokens; None = one token a step.
         output_scores, output_logits: gather them.
         held: tokens of the (one) row that the decoder holds already.
+        given: what an encoder reads, of as many rows as there are prompts; see `Decoder.take_context`.
     """
 
     input_ids: Tensor
@@ -110,6 +111,7 @@ class Request:
     output_scores: bool
     output_logits: bool
     held: int = 0
+    given: tuple[Tensor, ...] = ()
 
     @property
     def asks_host(self) -> bool:

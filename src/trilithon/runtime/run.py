@@ -66,6 +66,8 @@ class Run(Protocol):
 
 def first_logits(decoder: Decoder, request: Request) -> Tensor:
     """Take in what the decoder does not hold yet of the prompts; the logits `[b v]` of their last tokens."""
+    if request.given:
+        decoder.take_context(request.given, len(request.input_ids))
     if not request.held:
         return decoder.prefill(request.input_ids, request.pad)
     fresh = request.input_ids[:, request.held :]

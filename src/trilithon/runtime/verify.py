@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.node import map_aggregate
 
 from trilithon.errors import VerificationFailed
 from trilithon.lower.inputs import Input
 from trilithon.runtime.decoder import CachedDecoder
+from trilithon.runtime.original import Original, wide, widened
 from trilithon.runtime.program import Module
 from trilithon.spec.assumption import Assumption
 
@@ -79,13 +78,12 @@ def verify_program(
         times: None: one small size, and the error that rounding explains is `TOLERANCE`. Else several sizes, and that
             many times the error of `general`, both against it in a wider type.
     """
-    wider = None if times is None else _widened(general)
+    wider = None if times is None else widened(general)
     worst = 0.0
     for length in (9,) if times is None else (9, 1, 17, 512):
-        generator = torch.Generator().manual_seed(0)
-        arguments = [_canary(spec, length, guards, generator).to(held[spec.name].dtype).to(device) for spec in inputs]
+        arguments = list(canary_inputs(inputs, held, guards, 2, length, device).values())
         got, want = _tensors(fast(*arguments)), _tensors(general(*arguments))
-        exact = want if wider is None else _tensors(wider(*(_wide(x) for x in arguments)))
+        exact = want if wider is None else _tensors(wider(*(wide(x) for x in arguments)))
         for mine, theirs, truth in zip(got, want, exact, strict=True):
             if theirs.is_floating_point():
                 worst = max(worst, _verify_beside("the rewritten program", mine, theirs, truth, times))
@@ -107,36 +105,35 @@ HINTS = {
     torch.float32: "; TensorRT-RTX multiplies float32 in TF32, and more exactly if NVIDIA_TF32_OVERRIDE=0 is set before the "
     "process starts"
 }
-WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
-
-
-def _wide(x: Any) -> Any:
-    """A tensor or a type, made wider where it is floating."""
-    if isinstance(x, Tensor):
-        return x.to(WIDER.get(x.dtype, x.dtype))
-    return WIDER.get(x, x) if isinstance(x, torch.dtype) else x
-
-
-def _widened(gm: GraphModule) -> GraphModule:
-    """The program in a wider type: its weights, and each type that a node names."""
-    copied = copy.deepcopy(gm)
-    for part in copied.modules():
-        part._buffers = {name: _wide(x) for name, x in part._buffers.items()}
-        part._parameters = {name: nn.Parameter(_wide(x), requires_grad=False) for name, x in part._parameters.items()}
-    for node in copied.graph.nodes:
-        node.args, node.kwargs = map_aggregate(node.args, _wide), map_aggregate(node.kwargs, _wide)
-    copied.recompile()
-    return copied
 
 
 def _tensors(output: Any) -> list[Tensor]:
     return [x for x in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(x, Tensor)]
 
 
-def _canary(spec: Input, length: int, guards: tuple[Assumption, ...], generator: torch.Generator) -> Tensor:
-    """A random input of two rows and `length` tokens where it may be: what its guard asks for, or what its name says."""
-    sizes = [2, *[length] * len(spec.axes)]
-    shape = tuple(min(max(axis.low, n), axis.high) for axis, n in zip(spec.axes, sizes, strict=False))
+def canary_inputs(
+    inputs: Sequence[Input],
+    held: Mapping[str, Tensor],
+    guards: tuple[Assumption, ...],
+    rows: int,
+    length: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Random inputs by name, of so many rows and tokens where they may be, that meet the guards; types are those of `held`."""
+    generator = torch.Generator().manual_seed(0)
+    sizes: dict[str, int] = {}  # of a size symbol, as the first input has it
+    made: dict[str, Tensor] = {}
+    for spec in inputs:
+        like = held[spec.name]
+        wanted = [rows, *[length] * len(spec.axes)]
+        fitting = (min(max(axis.low, n), axis.high) for axis, n in zip(spec.axes, wanted, strict=False))
+        shape = tuple(sizes.setdefault(str(size), n) for size, n in zip(like.shape, fitting, strict=True))
+        made[spec.name] = _canary(spec, shape, guards, generator).to(like.dtype).to(device)
+    return made
+
+
+def _canary(spec: Input, shape: tuple[int, ...], guards: tuple[Assumption, ...], generator: torch.Generator) -> Tensor:
+    """A random input of this shape: what its guard asks for, or what its name says."""
     guard = next((g for g in guards if g.table == spec.name), None)
     if guard is not None:
         return guard.sample(shape, spec.dtype, generator)
@@ -151,13 +148,14 @@ def _canary(spec: Input, length: int, guards: tuple[Assumption, ...], generator:
 
 @torch.no_grad()
 def verify_decoder(
-    decoder: CachedDecoder, model: nn.Module, lengths: Sequence[int] = (6,), times: float | None = None
+    decoder: CachedDecoder, original: Original, lengths: Sequence[int] = (6,), times: float | None = None
 ) -> float:
     """Prefill random prompts, decode three tokens behind each, and compare each step's logits with the model's full forward.
 
     The first prompt is run with left padding too, where the cache has room for it.
 
     Args:
+        original: the model; what it is given beside tokens, the decoder has taken in.
         lengths: tokens of each prompt; those that the cache cannot hold are shortened.
         times: None: the error that rounding explains is `TOLERANCE`. Else it is that many times the model's own, both
             against the model in a wider type (float64 for float32, float32 for halves).
@@ -167,7 +165,8 @@ def verify_decoder(
     rows = min(2, decoder.max_batch)
     most = max(lengths) + 3
     ids = torch.randint(0, 5, (rows, most), generator=torch.Generator().manual_seed(0)).to(decoder.device)
-    judge = _Judge.of(model, times, next((shape.stored for shape in decoder.shapes), None))
+    stored = next((shape.stored for shape in decoder.shapes), None)
+    judge = _Judge(original, None if times is None else original.widened(), times or 0.0, stored)
     worst = 0.0
     for n, length in enumerate(dict.fromkeys(min(length, decoder.cache_tokens - 1) for length in lengths)):
         total = min(length + 3, decoder.cache_tokens)
@@ -193,28 +192,17 @@ def _verify_prompt(decoder: CachedDecoder, judge: _Judge, ids: Tensor, prompt: i
 class _Judge:
     """Says what logits should be, and how far off they may be."""
 
-    model: nn.Module
-    wider: nn.Module | None
+    original: Original
+    wider: Original | None
     times: float
     stored: torch.dtype | None = None  # of 8 bits, where the cache is kept so
 
-    @classmethod
-    def of(cls, model: nn.Module, times: float | None, stored: torch.dtype | None = None) -> _Judge:
-        if times is None:
-            return cls(model, None, 0.0, stored)
-        dtype = next(model.parameters()).dtype
-        return cls(model, copy.deepcopy(model).to(WIDER.get(dtype, dtype)), times)
-
     def verify(self, name: str, got: Tensor, ids: Tensor, tokens: list[slice]) -> float:
         """The error of `got [b n v]`, the logits at `tokens` of each row of `ids`."""
-        want = self._logits(self.model, ids, tokens)
+        want = self.original.logits(ids, tokens, got.shape[-1])
         if self.wider is None and self.stored is not None:
             limit = TOLERANCE.get(want.dtype, 1e-3) + CACHE_TOLERANCE[self.stored]
             return verify(name, got, want, limit, f"rounding, and a cache in {self.stored}, explain no more", COARSE)
         if self.wider is None:
             return verify(name, got, want)
-        return _verify_beside(name, got, want, self._logits(self.wider, ids, tokens), self.times)
-
-    def _logits(self, model: nn.Module, ids: Tensor, tokens: list[slice]) -> Tensor:
-        logits = model(input_ids=ids, use_cache=False).logits
-        return torch.stack([row[part] for row, part in zip(logits, tokens, strict=True)])
+        return _verify_beside(name, got, want, self.wider.logits(ids, tokens, got.shape[-1]), self.times)
