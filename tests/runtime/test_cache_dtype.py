@@ -14,11 +14,13 @@ from runtime.tiny_llama import VOCABULARY, tiny_llama
 from trilithon import InputError, Options, VerificationFailed
 from trilithon.caching import make_decoder
 from trilithon.capture import hf
-from trilithon.compiler import Analysis, analyse
+from trilithon.compiler import Analysis, _source, analyse
 from trilithon.errors import CannotLower
+from trilithon.prove.locality import TokenInputs
 from trilithon.rewrite import cache_ops
 from trilithon.rewrite.cache_ops import quantise, read_cache, slot_positions, write_cache, write_cache_8bit
 from trilithon.runtime.decoder import CachedDecoder
+from trilithon.runtime.original import original_model
 from trilithon.runtime.verify import CACHE_TOLERANCE, relative_error, verify_decoder
 
 FAMILIES = ("llama-3.2", "qwen3", "mistral")  # the last keeps rings of 6 + 15 slots
@@ -42,7 +44,7 @@ def analysis_of(family: str) -> Analysis:
 def made(family: str, dtype: str | None, max_tokens: int = 96) -> tuple[CachedDecoder, tuple[str, ...]]:
     """The decoder, verified, and what the report says of it."""
     analysis, options = analysis_of(family), Options(max_batch=3, cache_dtype=dtype)  # type: ignore[arg-type]
-    decoder, notes = make_decoder(model_of(family), analysis.rewritten, analysis.guards, max_tokens, "native", options)
+    decoder, notes = make_decoder(_source(model_of(family), None, analysis), max_tokens, "native", options)
     assert isinstance(decoder, CachedDecoder)
     return decoder, notes
 
@@ -133,10 +135,11 @@ def test_wrong_scales_are_refused(wrong: str, dtype: str, monkeypatch: pytest.Mo
         return values, changed[wrong]
 
     decoder, model = decoder_of("mistral", dtype), model_of("mistral")
-    assert verify_decoder(decoder, model) > 1e-4
+    eager = original_model(model, {"use_cache": False}, {}, TokenInputs("input_ids", None), {})
+    assert verify_decoder(decoder, eager) > 1e-4
     monkeypatch.setattr(cache_ops, "quantise", off)
     with pytest.raises(VerificationFailed, match="Leave cache_dtype out"):
-        verify_decoder(decoder, model)
+        verify_decoder(decoder, eager)
 
 
 def test_the_report_says_that_it_is_an_approximation() -> None:
