@@ -199,14 +199,14 @@ def compile(
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
         example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
-        return _program(analyse(model, example, shapes, tuple(assume), options), backend, options, most)
+        return compile_program(analyse(model, example, shapes, tuple(assume), options), backend, options, most)
 
     examples = [(example_kwargs, dynamic_shapes)]
     if example_kwargs is None and hf.is_hf(model):
         examples = [hf.example_for(model, inputs) for inputs in hf.input_choices(model)]  # type: ignore[arg-type]
     analysis, decoder, notes, cached_seconds = _with_decoder(model, examples, max_tokens, backend, tuple(assume), options)
     defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
-    program, report = _program(analysis, backend, options, most, defer=defer)
+    program, report = compile_program(analysis, backend, options, most, defer=defer)
     report = replace(report, seconds={**report.seconds, "lower and verify the cache": cached_seconds})
     return Compiled(
         programs={program.inputs: program},
@@ -261,7 +261,7 @@ def _as_lowered(report: Report, modules: Mapping[str, Any], notes: tuple[str, ..
     return replace(report, sites=sites, notes=(*report.notes, *notes, *parts))
 
 
-def _program(
+def compile_program(
     analysis: Analysis, backend: str, options: Options, max_tokens: int, *, defer: bool = False
 ) -> tuple[Program, Report]:
     """Lower one captured call, rewritten, and verify it against the captured program; with `defer` when first called."""

@@ -128,7 +128,9 @@ def odd_length(input_ids: Tensor, scores: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "extra", [{"logits_processor": [no_token_twice_running]}, {"stopping_criteria": [odd_length]}], ids=str
+    "extra",
+    [{"logits_processor": [no_token_twice_running]}, {"stopping_criteria": [odd_length]}],
+    ids=["processors", "criteria"],
 )
 def test_processors_and_criteria_of_one_row(model: LlamaForCausalLM, extra: dict[str, Any]) -> None:
     batch = repeating(model, 1)

@@ -28,6 +28,8 @@ from trilithon.errors import InputError, TrilithonError
 from trilithon.lower.inputs import Input, rows, tokens
 from trilithon.options import Options
 from trilithon.prove.verdict import Verdict
+from trilithon.report.report import Report
+from trilithon.runtime.program import Program
 
 ROWS = ("pytorch", "hf-dynamic", "hf-static", "kept", "causal", "static")
 TENSORRT_ROWS = ("trt-decomposed", "trt-mask", "trt-causal", "trt-static", "trt-graph")
@@ -159,7 +161,7 @@ class _Contest:
     def _kept(self, backend: str, options: Options | None = None) -> Callable[[], Tensor]:
         from trilithon.lower.backend import lower_module, resolve_backend
 
-        program = self._last_token.program
+        program, _ = self._last_token
         b, s = self.ids.shape
         sizes = (rows(b), tokens(s + self.new_tokens))
         inputs = tuple(Input(name, expected.dtype, sizes) for name, expected in program.expected.items())
@@ -169,11 +171,12 @@ class _Contest:
         )
         return self._without_cache(lowered)
 
-    def _causal(self, compiled: Compiled) -> Callable[[], Tensor]:
-        open_sites = [s for s in compiled.report.sites if s.verdict is not Verdict.PROVED]
+    def _causal(self, made: tuple[Program, Report]) -> Callable[[], Tensor]:
+        program, report = made
+        open_sites = [s for s in report.sites if s.verdict is not Verdict.PROVED]
         if open_sites:
             raise TrilithonError(f"{len(open_sites)} masks were not proved", why=open_sites[0].reason)
-        return self._without_cache(compiled)
+        return self._without_cache(lambda ids: program(input_ids=ids))
 
     def _static(self, backend: str, cuda_graphs: bool | None = None) -> Callable[[], Tensor]:
         from trilithon.compiler import compile as compile_model
@@ -203,19 +206,20 @@ class _Contest:
         return self._without_cache(built.logits)
 
     @cached_property
-    def _last_token(self) -> Compiled:
+    def _last_token(self) -> tuple[Program, Report]:
         return self._last_token_of(self.backend, self.options)
 
-    def _last_token_of(self, backend: str, options: Options) -> Compiled:
-        """The model compiled for `input_ids` alone, giving the logits of the last token where it can."""
-        from trilithon.compiler import compile as compile_model
+    def _last_token_of(self, backend: str, options: Options) -> tuple[Program, Report]:
+        """The model's call with `input_ids` alone, compiled, giving the logits of the last token where it can."""
+        from trilithon.compiler import analyse, compile_program
+        from trilithon.lower.backend import resolve_backend
 
         example, shapes = hf.example_for(self.model, ("input_ids",))
         only_last = _last_only(self.model)
         shapes |= dict.fromkeys(only_last)
         example |= only_last
         most = self.ids.shape[1] + self.new_tokens
-        return compile_model(self.model, example, max_tokens=most, dynamic_shapes=shapes, backend=backend, options=options)
+        return compile_program(analyse(self.model, example, shapes, (), options), resolve_backend(backend), options, most)
 
     def _without_cache(self, logits: LogitsOf) -> Callable[[], Tensor]:
         @torch.no_grad()
