@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from trilithon.errors import CannotCache, InputError, VerificationFailed
 from trilithon.lower.backend import Role, lower_module
@@ -198,7 +199,8 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
         extend=lowered("extend", "extend") if native else None,  # an engine more would hold the weights once more
     )
     graphs = plan.device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
-    decoder = CachedDecoder(modules, plan.kept, plan.max_tokens, options.max_batch, plan.device, graphs, grows=native)
+    grows = isinstance(modules.decode, GraphModule)  # Inductor would compile each size anew, and engines are built for one
+    decoder = CachedDecoder(modules, plan.kept, plan.max_tokens, options.max_batch, plan.device, graphs, grows)
     if context is not None:
         module = lower_module(context.module, backend, options, role="sequence", name="context", inputs=())
         decoder.context = HeldContext(module, context.inputs, _has_rows(program, plan.inputs, context), decoder.drop_graphs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -183,3 +184,10 @@ def test_windowed_layers_keep_their_window() -> None:
     assert {"sliding_attention", "full_attention"} <= set(kinds)
     assert decoder.most_cache_bytes == ROWS * per_slot * sum(slots)
     assert decoder.cache_bytes == sum(x.nbytes for x in decoder.caches) == decoder.most_cache_bytes
+
+
+def test_only_what_is_not_compiled_for_a_size_grows() -> None:
+    short = Options(verify=False)
+    grown = trilithon.compile(model("llama-3.2"), max_tokens=120, options=short).decoder
+    compiled_once = trilithon.compile(model("llama-3.2"), max_tokens=120, options=replace(short, inductor=True)).decoder
+    assert grown.grows and not compiled_once.grows
