@@ -19,7 +19,6 @@ WHISPER = {"num_mel_bins": 8, "max_source_positions": 16, "max_target_positions"
 ONE = {"encoder_layers": 1, "decoder_layers": 1}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5", T5 | {"num_layers": 1}),
-    "umt5": ("UMT5", T5 | {"num_layers": 1}),
     "bart": ("Bart", SEQ2SEQ | ONE),
     "whisper": ("Whisper", SEQ2SEQ | ONE | WHISPER | {"begin_suppress_tokens": []}),
 }
@@ -59,7 +58,7 @@ def prompts() -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-@pytest.mark.parametrize("name", ["t5", "umt5", "bart"])
+@pytest.mark.parametrize("name", ["t5", "bart"])
 def test_text(name: str) -> None:
     model, llm = made(name)
     ids, mask = prompts()

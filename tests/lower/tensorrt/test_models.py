@@ -34,7 +34,9 @@ def test_tokens_equal_eager(name: str) -> None:
     """The rows are of unequal length; mistral's run past its window of 6."""
     model = tiny(name)
     llm = compiled(model, max_tokens=32, options=Options(gpu="sm80", max_batch=2))
-    assert all(isinstance(m, TensorRTModule) for m in vars(llm.decoder.modules).values())  # nothing stays in PyTorch
+    modules = llm.decoder.modules
+    assert isinstance(modules.prefill, TensorRTModule) and isinstance(modules.decode, TensorRTModule)  # nothing in PyTorch
+    assert modules.extend is None  # it would hold the weights once more
     ids = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
