@@ -41,13 +41,6 @@ def rms_norm(x: Tensor) -> Tensor:
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
-def rotation(x: Tensor) -> Tensor:
-    """Cosines of positions up to 2175 times the frequencies of a rotary embedding."""
-    wide = x.double() if x.dtype == torch.float64 else x.float()
-    angles = torch.arange(2176, device=x.device)[:, None] * torch.logspace(0, -4, 32, device=x.device, dtype=wide.dtype)
-    return (angles.cos() * wide[..., :1, :32]).to(x.dtype)
-
-
 def attention(x: Tensor) -> Tensor:
     q = x.view(1, x.shape[1], 8, -1).transpose(1, 2)
     return F.scaled_dot_product_attention(q, q.flip(2), q * 0.5, is_causal=True)
@@ -65,7 +58,6 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[int, int] |
     "linear 6 x 8192 x 2048": (linear, (1, 6, 8192), (2048, 8192)),
     "matmul of activations": (lambda x: x @ x.transpose(1, 2) * 0.02, (4, 257, 64), None),
     "rms norm": (rms_norm, (1, 6, 2048), None),
-    "rotation": (rotation, (1, 6, 64), None),
     "silu": (F.silu, (1, 6, 2048), None),
     "softmax": (lambda x: torch.softmax(x * 3, -1), (1, 6, 2048), None),
     "layer norm": (lambda x: F.layer_norm(x, (2048,)), (1, 6, 2048), None),
