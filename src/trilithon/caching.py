@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from trilithon.errors import CannotCache, InputError, VerificationFailed
 from trilithon.lower.backend import Role, lower_module
 from trilithon.lower.inputs import cached_inputs, sequence_inputs
+from trilithon.lower.native.step import Step
 from trilithon.lower.tensorrt.diagnose import first_diverging_site
 from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
@@ -137,7 +138,9 @@ def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[
             raise _located(error, decoder, source.program, options, exact) from error
 
     decoder, notes = build_right(build, verify, backend, options)
-    return decoder, (*kept_notes(options.cache_dtype, errors), *notes)
+    step = decoder.modules.decode
+    own = (step.note,) if isinstance(step, Step) else ()
+    return decoder, (*own, *kept_notes(options.cache_dtype, errors), *notes)
 
 
 def _stored(options: Options) -> torch.dtype | None:

@@ -12,6 +12,7 @@ from trilithon.errors import CannotLower, InputError
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.lower import lower_native
 from trilithon.lower.native.split_kv import has_triton
+from trilithon.lower.native.step import make_step
 from trilithon.lower.tensorrt.engine import resolve_target
 from trilithon.lower.tensorrt.library import library, version
 from trilithon.lower.tensorrt.lower import lower_tensorrt
@@ -63,8 +64,8 @@ def lower_module(
         options: whether to use Inductor; what TensorRT builds for.
         name: of the program, e.g. "decode".
         inputs: what it takes.
-        role: "step": one token, static shapes, run many times: compiled by Inductor on a GPU. "sequence": any number
-            of tokens: compiled only if the options ask for it, once for all lengths.
+        role: "step": one token, static shapes, run many times: on a GPU made of generated kernels, or compiled by
+            Inductor. "sequence": any number of tokens: compiled only if the options ask for it, once for all lengths.
         exact: TensorRT adds up products of halves in float32, which is slower.
     """
     if backend == "eager":
@@ -76,4 +77,7 @@ def lower_module(
     lowered = lower_native(gm, trim=device == "cpu" and not wanted, split=device == "cuda" and has_triton())
     if not wanted:
         return lowered
-    return torch.compile(lowered, dynamic=role == "sequence", fullgraph=True)
+    compiled = torch.compile(lowered, dynamic=role == "sequence", fullgraph=True)
+    if role == "step" and device == "cuda" and has_triton():
+        return make_step(lowered, compiled, inputs)
+    return compiled

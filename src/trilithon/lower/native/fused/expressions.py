@@ -1,0 +1,351 @@
+"""Triton expressions of the values of a one-token graph, each rounded to its type where PyTorch rounds it.
+
+A value of any rank is read as `[rows, width]`: its last axis, and all others flattened. With one row and one token, views
+and transpositions only move axes of size 1, so that they keep the order of the numbers; a slice or a concatenation along the
+last axis shifts columns.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from trilithon.errors import CannotLower
+from trilithon.passes import where_of
+from trilithon.rewrite.cache_ops import token_positions
+
+aten = torch.ops.aten
+TYPES = {
+    torch.float16: "tl.float16",
+    torch.bfloat16: "tl.bfloat16",
+    torch.float32: "tl.float32",
+    torch.int64: "tl.int64",
+    torch.int32: "tl.int32",
+}
+HALVES = (torch.float16, torch.bfloat16)
+POWERS = {2.0: "{0} * {0}", 3.0: "{0} * {0} * {0}", 0.5: "tl.sqrt({0})", -0.5: "tl.rsqrt({0})", 1.0: "{0}"}
+SCALED = "{0} {op} {1} * {alpha}"
+POINTWISE: dict[Any, str] = {  # of operands in float32
+    aten.mul.Tensor: "{0} * {1}",
+    aten.mul.Scalar: "{0} * {1}",
+    aten.matmul.default: "{0} * {1}",  # over an axis of size 1
+    aten.bmm.default: "{0} * {1}",
+    aten.div.Tensor: "{0} / {1}",
+    aten.neg.default: "-{0}",
+    aten.rsqrt.default: "tl.rsqrt({0})",
+    aten.sqrt.default: "tl.sqrt({0})",
+    aten.reciprocal.default: "1.0 / {0}",
+    aten.exp.default: "tl.exp({0})",
+    aten.cos.default: "tl.cos({0})",
+    aten.sin.default: "tl.sin({0})",
+    aten.tanh.default: "tanh({0})",
+    aten.sigmoid.default: "1.0 / (1.0 + tl.exp(-{0}))",
+    aten.silu.default: "{0} / (1.0 + tl.exp(-{0}))",
+    aten.relu.default: "tl.where({0} < 0.0, 0.0, {0})",
+}
+SUMS = {aten.add.Tensor: "+", aten.sub.Tensor: "-"}
+GELU = {
+    "none": "0.5 * {0} * (1.0 + tl.erf({0} * 0.7071067811865476))",
+    "tanh": "0.5 * {0} * (1.0 + tanh(0.7978845608028654 * ({0} + 0.044715 * {0} * {0} * {0})))",
+}
+VIEWS = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
+    aten.squeeze.default, aten.squeeze.dims, aten.transpose.int, aten.permute.default, aten.alias.default,
+    aten.clone.default, aten.contiguous.default, aten.detach.default, aten.select.int, aten.flatten.using_ints,
+}  # fmt: skip
+REDUCTIONS = {aten.mean.dim, aten.layer_norm.default}
+COLUMNS = {aten.slice.Tensor, aten.cat.default, operator.getitem}
+CASTS = {aten._to_copy.default, aten.type_as.default}
+SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}  # their pieces have expressions
+OTHERS = {aten.pow.Tensor_Scalar, aten.gelu.default, aten.expand.default, aten.embedding.default, token_positions}
+KNOWN = {*POINTWISE, *SUMS, *VIEWS, *REDUCTIONS, *COLUMNS, *CASTS, *OTHERS}
+SINGLE = {*POINTWISE, *SUMS, *VIEWS, *CASTS, aten.pow.Tensor_Scalar, aten.gelu.default}  # element by element
+
+
+class CannotFuse(CannotLower):
+    """A value is none that the generated kernels can make; the step stays as it is."""
+
+
+def refuse(node: Node, why: str) -> CannotFuse:
+    return CannotFuse("cannot make the step of generated kernels", why=why, where=where_of(node))
+
+
+def extent(node: Node) -> tuple[int, int]:
+    """`(rows, width)` of a value."""
+    value = node.meta["val"]
+    width = value.shape[-1] if value.dim() else 1
+    return value.numel() // max(1, width), width
+
+
+def numel(node: Node) -> int:
+    return math.prod(extent(node))
+
+
+def padded(size: int) -> int:
+    """The least power of two that is not less."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Which elements of a `[rows, width]` value: names of index tensors, and conditions under which they are inside."""
+
+    row: str = "0"
+    column: str = "0"
+    row_inside: str = ""
+    column_inside: str = ""
+
+    @property
+    def inside(self) -> str:
+        return " & ".join(f"({x})" for x in (self.row_inside, self.column_inside) if x)
+
+
+@dataclass
+class Emitter:
+    """Writes statements that compute values.
+
+    Attributes:
+        leaves: values that stand in memory, in the order of the kernel's parameters `p0, p1, ...`.
+        is_stored: tells them.
+        lines: the statements so far.
+        least: columns that an index has at least.
+        made: variable of each value in a frame; a caller may put some in.
+    """
+
+    leaves: list[Node]
+    is_stored: Callable[[Node], bool]
+    least: int = 1
+    lines: list[str] = field(default_factory=list)
+    made: dict[tuple[Node, Frame], str] = field(default_factory=dict)
+
+    def assign(self, expression: str) -> str:
+        name = f"x{len(self.lines)}"
+        self.lines.append(f"{name} = {expression}")
+        return name
+
+    def pointer(self, node: Node) -> str:
+        if node not in self.leaves:
+            self.leaves.append(node)
+        return f"p{self.leaves.index(node)}"
+
+    def whole(self, width: int) -> Frame:
+        """All of one row of this width."""
+        column, size = f"c{width}", max(self.least, padded(width))
+        line = f"{column} = tl.arange(0, {size})[None, :]"
+        if line not in self.lines:
+            self.lines.append(line)
+        return Frame(column=column, column_inside="" if size == width else f"{column} < {width}")
+
+    def value(self, node: Any, frame: Frame) -> str:
+        """The variable that holds a value in its own type.
+
+        Raises:
+            CannotFuse: it is made by an operation that has no expression, or of a type that has none.
+        """
+        if not isinstance(node, Node):
+            return _number(node)
+        if (node, frame) not in self.made:
+            held = self._stored(node)
+            self.made[node, frame] = self._compute(node, frame) if held is None else self._load(node, held, frame)
+        return self.made[node, frame]
+
+    def _stored(self, node: Node) -> Node | None:
+        """What stands in memory with the same numbers in the same order."""
+        source: Any = node
+        while not self.is_stored(source):
+            if source.target not in VIEWS:
+                return None
+            self._check_order(source, source.args[0])
+            source = source.args[0]
+        return source  # type: ignore[no-any-return]
+
+    def _load(self, node: Node, stored: Node, frame: Frame) -> str:
+        held = stored.meta["val"]
+        if not held.is_contiguous() or held.dtype not in TYPES:
+            raise refuse(stored, f"it stands in memory as {held.dtype} with strides {held.stride()}")
+        place = " + ".join(x for x in (f"{frame.row} * {extent(node)[1]}" if frame.row != "0" else "", frame.column) if x)
+        mask = f", mask={frame.inside}, other=0" if frame.inside else ""
+        return self.assign(f"tl.load({self.pointer(stored)} + {place}{mask})")
+
+    def _compute(self, node: Node, frame: Frame) -> str:
+        dtype = node.meta["val"].dtype if isinstance(node.meta.get("val"), Tensor) else None
+        if node.target not in KNOWN or dtype not in TYPES:
+            raise refuse(node, f"{getattr(node.target, '__name__', node.target)} of {dtype} has no expression")
+        if node.target in (aten.matmul.default, aten.bmm.default) and node.args[0].meta["val"].shape[-1] != 1:  # type: ignore[union-attr]
+            raise refuse(node, "it is a product with what is no matrix of the model")
+        if node.target in VIEWS:
+            return self._view(node, frame)
+        if node.target is aten.expand.default:
+            return self.operand(node.args[0], node, frame)
+        if node.target in COLUMNS:
+            return self._columns(node, frame)
+        if node.target is token_positions:
+            return self.value(node.args[0], Frame())
+        if node.target is aten.embedding.default:
+            return self._gather(node, frame)
+        if node.target in REDUCTIONS:
+            return self._reduce(node, frame)
+        return self.assign(f"({self._formula(node, frame)}).to({TYPES[dtype]})")
+
+    def _formula(self, node: Node, frame: Frame) -> str:
+        """A pointwise operation, of its operands in float32 unless it is one of whole numbers."""
+        args: Any = node.args
+        if node.target in CASTS:
+            return self.operand(args[0], node, frame)
+        floating = node.meta["val"].dtype.is_floating_point
+        operands = [self._wide(x, node, frame, floating) for x in args[:2] if isinstance(x, (Node, int, float))]
+        if node.target in SUMS:
+            alpha = node.kwargs.get("alpha", 1)
+            return SCALED.format(*operands, op=SUMS[node.target], alpha=_number(alpha)) if alpha != 1 else (
+                f"{operands[0]} {SUMS[node.target]} {operands[1]}"
+            )  # fmt: skip
+        if node.target is aten.pow.Tensor_Scalar:
+            if float(args[1]) not in POWERS:
+                raise refuse(node, f"the power {args[1]} has no expression")
+            return POWERS[float(args[1])].format(operands[0])
+        if node.target is aten.gelu.default:
+            return GELU[str(node.kwargs.get("approximate", "none"))].format(operands[0])
+        return POINTWISE[node.target].format(*operands)
+
+    def _wide(self, x: Any, node: Node, frame: Frame, floating: bool) -> str:
+        name = self.operand(x, node, frame)
+        if not floating or not isinstance(x, Node) or x.meta["val"].dtype == torch.float32:
+            return name
+        return f"{name}.to(tl.float32)"
+
+    def operand(self, x: Any, node: Node, frame: Frame) -> str:
+        """An operand where the result is in `frame`: what has one row or one column is repeated."""
+        if not isinstance(x, Node):
+            return _number(x)
+        (rows, width), (all_rows, all_width) = extent(x), extent(node)
+        if width not in (1, all_width) or rows not in (1, all_rows):
+            raise refuse(node, f"an operand of {tuple(x.meta['val'].shape)} is repeated in an unusual way")
+        if width == 1 and all_width != 1:
+            frame = replace(frame, column="0", column_inside="")
+        if rows == 1 and all_rows != 1:
+            frame = replace(frame, row="0", row_inside="")
+        return self.value(x, frame)
+
+    def _view(self, node: Node, frame: Frame) -> str:
+        source: Any = node.args[0]
+        self._check_order(node, source)
+        (rows, width), (_, own) = extent(source), extent(node)
+        if width == own:
+            return self.value(source, frame)
+        flat = frame.column if frame.row == "0" else self.assign(f"{frame.row} * {own} + {frame.column}")
+        if rows == 1:
+            return self.value(source, Frame(column=flat, column_inside=frame.inside))
+        row, column = (self.assign(f"{flat} {op} {width}") for op in ("//", "%"))
+        return self.value(source, Frame(row, column if width > 1 else "0", frame.inside))
+
+    def _check_order(self, node: Node, source: Node) -> None:
+        """A view may move axes of size 1 only."""
+        shape = source.meta["val"].shape
+        order = list(range(len(shape)))
+        if node.target is aten.transpose.int:
+            i, j = (int(x) % len(shape) for x in node.args[1:3])  # type: ignore[arg-type]
+            order[i], order[j] = order[j], order[i]
+        if node.target is aten.permute.default:
+            order = [int(i) % len(shape) for i in node.args[1]]  # type: ignore[union-attr, arg-type]
+        moved = [i for i in order if shape[i] != 1]
+        if moved != sorted(moved) or numel(node) != numel(source):
+            raise refuse(node, "it moves or drops axes that are longer than 1")
+
+    def _columns(self, node: Node, frame: Frame) -> str:
+        """A slice, or a concatenation, along the last axis."""
+        if node.target is aten.cat.default:
+            return self._joined(node, frame)
+        source, begin = _first_column(node)
+        moved = self.assign(f"{frame.column} + {begin}") if begin else frame.column
+        return self.value(source, replace(frame, column=moved))
+
+    def _joined(self, node: Node, frame: Frame) -> str:
+        pieces: Any = node.args[0]
+        axis, rank = node.args[1] if len(node.args) > 1 else 0, node.meta["val"].dim()
+        if int(axis) % rank != rank - 1:  # type: ignore[arg-type]
+            raise refuse(node, "it is a concatenation along another axis than the last")
+        made, begin = "", 0
+        for piece in pieces:
+            width = extent(piece)[1]
+            column = self.assign(f"{frame.column} - {begin}") if begin else frame.column
+            own = f"({column} >= 0) & ({column} < {width})"
+            inside = f"({frame.column_inside}) & {own}" if frame.column_inside else own
+            name = self.value(piece, replace(frame, column=column, column_inside=inside))
+            made = name if not made else self.assign(f"tl.where({frame.column} < {begin}, {made}, {name})")
+            begin += width
+        return made
+
+    def _gather(self, node: Node, frame: Frame) -> str:
+        table, index = node.args[:2]
+        if not isinstance(table, Node) or not isinstance(index, Node) or numel(index) != 1 or not self.is_stored(table):
+            raise refuse(node, "it looks up more than one token")
+        place = self.assign(f"{self.value(index, Frame())}.to(tl.int64) * {extent(table)[1]} + {frame.column}")
+        mask = f", mask={frame.inside}, other=0" if frame.inside else ""
+        return self.assign(f"tl.load({self.pointer(table)} + {place}{mask})")
+
+    def _reduce(self, node: Node, frame: Frame) -> str:
+        """A mean over the last axis, or a layer norm."""
+        args: Any = node.args
+        source, dtype = args[0], TYPES[node.meta["val"].dtype]
+        width = extent(source)[1]
+        all_of = replace(self.whole(width), row=frame.row, row_inside=frame.row_inside)
+        if node.target is aten.mean.dim:
+            rank = source.meta["val"].dim()
+            if [int(d) % rank for d in args[1]] != [rank - 1] or not args[2:3] == (True,):
+                raise refuse(node, "it is a mean over another axis than the last, or drops that axis")
+            return self.assign(f"({self._sum(self.value(source, all_of), all_of)} / {width}).to({dtype})")
+        if list(args[1]) != [width]:
+            raise refuse(node, "it is a norm over several axes")
+        x = self.assign(f"{self.value(source, all_of)}.to(tl.float32)")
+        mean = self.assign(f"{self._sum(x, all_of)} / {width}")
+        off = self.assign(f"{x} - {mean}")
+        spread = self.assign(f"tl.rsqrt({self._sum(f'({off} * {off})', all_of)} / {width} + {_number(args[4])})")
+        made = self.assign(f"({self.operand(source, node, frame)}.to(tl.float32) - {mean}) * {spread}")
+        for op, extra in zip((operator.mul, operator.add), (*args[2:4], None, None), strict=False):
+            if extra is not None:
+                sign = "*" if op is operator.mul else "+"
+                made = self.assign(
+                    f"{made} {sign} {self.operand(extra, node, replace(frame, row='0', row_inside=''))}.to(tl.float32)"
+                )
+        return self.assign(f"{made}.to({dtype})")
+
+    def _sum(self, name: str, frame: Frame) -> str:
+        held = f"tl.where({frame.column_inside}, {name}, 0)" if frame.column_inside else name
+        return f"tl.sum({held}.to(tl.float32), 1)[:, None]"
+
+
+def _first_column(node: Node) -> tuple[Node, int]:
+    """What a slice, or a piece of a split, is taken of, and its first column there."""
+    args: Any = node.args
+    if node.target is aten.slice.Tensor:
+        source, axis, begin, _, step = (*args, *(0, 0, None, 1)[len(args) - 1 :])
+        begin = begin or 0
+    else:
+        split, piece = args
+        if split.target not in SPLITS:
+            raise refuse(node, f"{split.target} has no expression")
+        source, axis, step = split.args[0], split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0), 1
+        begin = sum(x.shape[axis] for x in split.meta["val"][:piece])
+    rank, width = source.meta["val"].dim(), extent(source)[1]
+    if node.meta["val"].shape == source.meta["val"].shape:
+        return source, 0
+    if axis % rank != rank - 1 or step != 1:
+        raise refuse(node, "it is a part along another axis than the last")
+    return source, begin + width if begin < 0 else begin
+
+
+def _number(x: Any) -> str:
+    if isinstance(x, (bool, int)):
+        return repr(int(x))
+    if isinstance(x, float) and math.isfinite(x):
+        return repr(x)
+    if isinstance(x, float):
+        return f'float("{x}")'
+    raise CannotFuse("cannot make the step of generated kernels", why=f"{x!r} is no number")

@@ -1,0 +1,126 @@
+"""Run the generated kernels: each is written to a file once, compiled by Triton when first launched."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trilithon.lower.native.fused.expressions import padded
+from trilithon.lower.native.fused.text import Segment, Site, Text
+from trilithon.lower.native.split_kv import PROGRAMS
+
+TILE = 16384  # weights of a program
+FILLED = 264  # programs that keep a large GPU busy
+
+
+@cache
+def _kernel(source: str) -> Any:
+    """The Triton function of a source; Triton reads it from a file."""
+    name = f"trilithon_step_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    path = Path(tempfile.gettempdir()) / f"trilithon-{os.getuid()}" / f"{name}.py"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.kernel
+
+
+@cache
+def _dependent_launch(device: torch.device) -> dict[str, Any]:
+    """Hopper GPUs start a kernel while the one before ends."""
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"PDL": able, **({"launch_pdl": True} if able else {})}
+
+
+class _Generated(nn.Module):
+    """A kernel with what it makes.
+
+    Attributes:
+        source: of the kernel.
+        results: shape and type of each value it makes.
+    """
+
+    def __init__(self, text: Text) -> None:
+        super().__init__()
+        self.source = text.source
+        self.results = [(tuple(x.meta["val"].shape), x.meta["val"].dtype) for x in text.makes]
+
+    def made(self, like: Tensor) -> list[Tensor]:
+        return [like.new_empty(shape, dtype=dtype) for shape, dtype in self.results]
+
+
+class Values(_Generated):
+    """See `text_of_values`."""
+
+    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
+        made = self.made(reads[0])
+        _kernel(self.source)[(len(made),)](*reads, *made, num_warps=4, **_dependent_launch(reads[0].device))
+        return tuple(made)
+
+
+class Products(_Generated):
+    """See `text_of_products`.
+
+    Attributes:
+        rows: of each matrix, in one program.
+    """
+
+    def __init__(self, text: Text, segments: tuple[Segment, ...], width: int) -> None:
+        super().__init__(text)
+        self.widths = [s.width for s in segments]
+        self.rows, self.warps = tile(width, self.widths, max(len(s.linears) for s in segments))
+
+    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
+        made = self.made(reads[0])
+        grid = (sum(-(-n // self.rows) for n in self.widths),)
+        launch = _dependent_launch(reads[0].device)
+        _kernel(self.source)[grid](*reads, *made, ROWS=self.rows, num_warps=self.warps, **launch)
+        return tuple(made)
+
+
+def tile(width: int, widths: list[int], matrices: int) -> tuple[int, int]:
+    """Rows of a program, and its warps: as many numbers as registers can hold, and programs enough for the whole GPU.
+
+    Args:
+        width: of a row.
+        widths: rows of each segment.
+        matrices: whose rows a program multiplies at once.
+    """
+    most = max(1, TILE // (padded(width) * matrices))
+    fair = max(1, sum(widths) // FILLED)
+    rows = min(16, most, 1 << (fair.bit_length() - 1))
+    return rows, 8 if rows * padded(width) * matrices >= TILE // 2 else 4
+
+
+class Attention(_Generated):
+    """See `text_of_attention`. The caches are written in place."""
+
+    def __init__(self, text: Text, site: Site) -> None:
+        super().__init__(text)
+        self.sizes = site.sizes
+        self.block_n = 64 if max(self.sizes[2:]) <= 128 else 32
+        self._arrived: Tensor | None = None
+
+    def forward(self, k: Tensor, v: Tensor, *reads: Tensor) -> Tensor:
+        g, n, _, e = self.sizes
+        (result,) = self.made(reads[0])
+        splits = max(1, min(64, PROGRAMS // g))
+        sums = k.new_empty((g, splits, n, e), dtype=torch.float32)
+        marks = k.new_empty((g, splits, n, 2), dtype=torch.float32)
+        if self._arrived is None or self._arrived.device != k.device:
+            self._arrived = torch.zeros(g, dtype=torch.int32, device=k.device)
+        _kernel(self.source)[(g, splits)](
+            *reads, result, k, v, sums, marks, self._arrived, *k.stride()[1:3], *v.stride()[1:3], k.shape[2], splits,
+            BLOCK_N=self.block_n, BLOCK_S=padded(splits), num_warps=4, num_stages=2, **_dependent_launch(k.device),
+        )  # fmt: skip
+        return result

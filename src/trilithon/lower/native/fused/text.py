@@ -1,0 +1,212 @@
+"""The Triton source of the step's kernels: prologues and epilogues come from the graph, what stands between is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from trilithon.lower.native.fused.expressions import VIEWS, Emitter, Frame, extent, numel, padded
+
+HEADER = '''"""Made by Trilithon of one region of a decode step."""
+
+import triton
+import triton.language as tl
+
+from trilithon.lower.native.fused.step_kernels import attend_token, let_next_start, tanh, wait
+
+
+@triton.jit
+def kernel({parameters}):
+'''
+LARGE = 1 << 31
+
+
+@dataclass(frozen=True)
+class Text:
+    """A kernel: its source, what it reads (`p0, p1, ...`) and what it makes (`o0, o1, ...`)."""
+
+    source: str
+    reads: tuple[Node, ...]
+    makes: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Products of one vector with matrices of as many rows, and the value that is made of them, element by element.
+
+    A segment of one product may give it as it is: then `end` is the product.
+    """
+
+    linears: tuple[Node, ...]
+    end: Node
+
+    @property
+    def width(self) -> int:
+        return numel(self.end)
+
+
+def text_of_products(x: Node, segments: Sequence[Segment], is_stored: Callable[[Node], bool]) -> Text:
+    """Matrix-vector products; the vector is made of what is stored in each program anew.
+
+    Values on the way to the vector that others need too are stored by the first program.
+
+    Raises:
+        CannotFuse: a value has no expression.
+    """
+    leaves: list[Node] = []
+    sides: list[Node] = []
+    lines = ["pid = tl.program_id(0)", "let_next_start(PDL)"]
+    begin = "0"
+    for number, segment in enumerate(segments):
+        emitter = Emitter(leaves, is_stored)
+        _products(emitter, x, segment, begin)
+        if number == 0:
+            own = {n for group in segments for n in group.linears}
+            sides = _needed_by_others(emitter, emitter.whole(extent(x)[1]), own)
+            for i, node in enumerate(sides):
+                frame = emitter.whole(extent(x)[1])
+                inside = f"(pid == 0) & ({frame.column_inside or f'{frame.column} >= 0'})"
+                emitter.lines.append(
+                    f"tl.store(o{len(segments) + i} + {frame.column}, {emitter.made[node, frame]}, mask={inside})"
+                )
+        made = emitter.value(segment.end, _of_columns(segment.width))
+        emitter.lines.append(f"tl.store(o{number} + n, {made}, mask=n < {segment.width})")
+        end = f"{begin} + tl.cdiv({segment.width}, ROWS)"
+        word = "if" if number == 0 else "elif"
+        lines.append(f"{word} pid < {end}:" if number + 1 < len(segments) else "else:" if number else "if True:")
+        lines += [f"    {line}" for line in emitter.lines]
+        begin = end
+    makes = (*(s.end for s in segments), *sides)
+    return _text(leaves, makes, lines, "PDL: tl.constexpr, ROWS: tl.constexpr")
+
+
+def _of_columns(width: int) -> Frame:
+    return Frame(column="n", column_inside=f"n < {width}")
+
+
+def _products(emitter: Emitter, x: Node, segment: Segment, begin: str) -> None:
+    """Load the matrices before the wait: no kernel writes them. Then make the vector, and multiply."""
+    k = extent(x)[1]
+    wide = ".to(tl.int64)" if k * segment.width >= LARGE else ""
+    emitter.lines.append(f"n = (pid - ({begin})) * ROWS + tl.arange(0, ROWS)[:, None]")
+    frame = emitter.whole(k)
+    inside = " & ".join(x for x in (f"(n < {segment.width})", frame.column_inside and f"({frame.column_inside})") if x)
+    tiles = []
+    for linear in segment.linears:
+        place = f"{emitter.pointer(linear.args[1])} + n{wide} * {k} + {frame.column}"  # type: ignore[arg-type]
+        tiles.append(emitter.assign(f'tl.load({place}, mask={inside}, other=0.0, eviction_policy="evict_first")'))
+    emitter.lines.append("wait(PDL)")
+    vector = emitter.assign(f"{emitter.value(x, frame)}.to(tl.float32)")
+    for linear, tile in zip(segment.linears, tiles, strict=True):
+        made = f"tl.sum({tile}.to(tl.float32) * {vector}, 1)[:, None]"
+        bias = linear.args[2] if len(linear.args) > 2 else None
+        if isinstance(bias, Node):
+            made += f" + tl.load({emitter.pointer(bias)} + n, mask=n < {segment.width}, other=0.0).to(tl.float32)"
+        dtype = str(linear.meta["val"].dtype).replace("torch.", "tl.")
+        emitter.made[linear, _of_columns(segment.width)] = emitter.assign(f"({made}).to({dtype})")
+
+
+def _needed_by_others(emitter: Emitter, frame: Frame, own: set[Node]) -> list[Node]:
+    """Values along the whole vector that are read elsewhere; views of them are not stored beside them."""
+    closure = {node for node, _ in emitter.made if not emitter.is_stored(node)} | own
+    return [
+        node
+        for node, place in emitter.made
+        if place == frame and node not in own and not emitter.is_stored(node) and node.target not in VIEWS
+        and any(user not in closure for user in node.users)
+    ]  # fmt: skip
+
+
+def text_of_values(nodes: Sequence[Node], is_stored: Callable[[Node], bool]) -> Text:
+    """Values as they are, each made by one program.
+
+    Raises:
+        CannotFuse: one has no expression.
+    """
+    leaves: list[Node] = []
+    lines = ["pid = tl.program_id(0)", "let_next_start(PDL)", "wait(PDL)"]
+    for number, node in enumerate(nodes):
+        emitter = Emitter(leaves, is_stored)
+        rows, width = extent(node)
+        frame = emitter.whole(width)
+        place = frame.column
+        if rows > 1:
+            emitter.lines.append(f"r = tl.arange(0, {padded(rows)})[:, None]")
+            frame = Frame("r", frame.column, f"r < {rows}", frame.column_inside)
+            place = f"r * {width} + {frame.column}"
+        made = emitter.value(node, frame)
+        emitter.lines.append(f"tl.store(o{number} + {place}, {made}{f', mask={frame.inside}' if frame.inside else ''})")
+        lines += [f"if pid == {number}:", *(f"    {line}" for line in emitter.lines)]
+    return _text(leaves, nodes, lines, "PDL: tl.constexpr")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Attention of one token over a cache.
+
+    Attributes:
+        q, k, v: `[1 h 1 d]`, `[1 g 1 d]`, `[1 g 1 e]`, those of the token at hand.
+        k_cache, v_cache: `[1 g t d]`, `[1 g t e]`, without them.
+        start: `[1]`.
+        window, chunk: keys that it sees at most, and keys of a chunk; 0 = all.
+        ring: slots are used again.
+    """
+
+    q: Node
+    k: Node
+    v: Node
+    k_cache: Node
+    v_cache: Node
+    start: Node
+    window: int
+    chunk: int
+    ring: bool
+    scale: float
+    softcap: float
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """`g`, query heads of a key head, `d`, `e`."""
+        (_, h, _, d), (_, g, _, e) = self.q.meta["val"].shape, self.v.meta["val"].shape
+        return g, h // g, d, e
+
+
+def text_of_attention(site: Site, result: Node, is_stored: Callable[[Node], bool]) -> Text:
+    """Attention of one token; its query, key and value are made of what is stored, e.g. normed and rotated.
+
+    Raises:
+        CannotFuse: one has no expression.
+    """
+    leaves: list[Node] = []
+    _, n, d, e = site.sizes
+    emitter = Emitter(leaves, is_stored, least=16)
+    block_m = max(16, padded(n))
+    emitter.lines += ["group, part = tl.program_id(0), tl.program_id(1)", "let_next_start(PDL)"]
+    emitter.lines.append(f"m = tl.arange(0, {block_m})[:, None]")
+    head = emitter.assign(f"group * {n} + m")
+    emitter.lines.append("wait(PDL)")
+    q, k, v = (
+        emitter.value(x, Frame(row, column.column, inside, column.column_inside))
+        for x, row, inside, column in (
+            (site.q, head, f"m < {n}", emitter.whole(d)),
+            (site.k, "group", "", emitter.whole(d)),
+            (site.v, "group", "", emitter.whole(e)),
+        )
+    )
+    start = emitter.value(site.start, Frame())
+    emitter.lines.append(
+        f"attend_token({q}, {k}, {v}, k_cache, v_cache, {start}, group, part, sums, marks, arrived, o0, "
+        f"k_g, k_t, v_g, v_t, t, splits, {site.scale!r}, {site.softcap!r}, "
+        f"N={n}, D={d}, E={e}, WINDOW={site.window}, CHUNK={site.chunk}, RING={site.ring}, CAPPED={bool(site.softcap)}, "
+        f"BLOCK_M={block_m}, BLOCK_N=BLOCK_N, BLOCK_D={max(16, padded(d))}, BLOCK_E={max(16, padded(e))}, BLOCK_S=BLOCK_S)"
+    )
+    more = "k_cache, v_cache, sums, marks, arrived, k_g, k_t, v_g, v_t, t, splits, PDL: tl.constexpr, "
+    return _text(leaves, (result,), emitter.lines, more + "BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr")
+
+
+def _text(leaves: Sequence[Node], makes: Sequence[Node], lines: Sequence[str], more: str) -> Text:
+    names = ", ".join([f"p{i}" for i in range(len(leaves))] + [f"o{i}" for i in range(len(makes))] + [more])
+    body = "".join(f"    {line}\n" for line in lines)
+    return Text(HEADER.format(parameters=names) + body, tuple(leaves), tuple(makes))

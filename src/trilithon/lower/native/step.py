@@ -1,0 +1,87 @@
+"""What runs a decode step on a GPU: generated kernels for one row, Inductor's for several."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from trilithon.errors import TrilithonError
+from trilithon.lower.inputs import Input
+from trilithon.lower.native.fused.fuse import fuse_step
+from trilithon.rewrite.unlift import device_of
+
+AGREED = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4}  # most relative error of logits, one against other
+TRIED_SLOTS = 300  # of the caches on which both forms of a step are compared
+log = logging.getLogger(__name__)
+
+
+class Step:
+    """A decode step.
+
+    Attributes:
+        general: takes any number of rows.
+        one_row: of generated kernels; None where they cannot make the step.
+        note: for the report.
+    """
+
+    def __init__(self, general: Callable[..., Any], one_row: GraphModule | None, note: str) -> None:
+        self.general, self.one_row, self.note = general, one_row, note
+
+    def __call__(self, tokens: Tensor, *rest: Tensor) -> Any:
+        chosen = self.general if self.one_row is None or tokens.shape[0] > 1 else self.one_row
+        return chosen(tokens, *rest)
+
+
+def make_step(plain: GraphModule, general: Callable[..., Any], inputs: tuple[Input, ...]) -> Step:
+    """A step for a GPU.
+
+    Args:
+        plain: lowered, what the generated kernels are compared with.
+        general: the same, compiled for any number of rows.
+        inputs: what it takes.
+    """
+    try:
+        fused = fuse_step(plain, inputs)
+        _compare(plain, fused, inputs)
+    except TrilithonError as refusal:
+        where = f" at {refusal.where}" if refusal.where else ""
+        log.info("%s", refusal)
+        return Step(general, None, f"decode: compiled by Inductor; no generated kernels: {refusal.why}{where}")
+    kernels = sum(n.op == "call_module" for n in fused.graph.nodes)
+    return Step(general, fused, f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor")
+
+
+@torch.no_grad()
+def _compare(plain: GraphModule, fused: GraphModule, inputs: tuple[Input, ...]) -> None:
+    """Run both on random caches, short and full.
+
+    Raises:
+        TrilithonError: they disagree.
+    """
+    caches = [_tried(x, plain) for x in inputs[3:]]
+    slots = min(x.shape[2] for x in caches)
+    for start in (0, 1, slots // 2, slots - 1):
+        results = []
+        for module in (plain, fused):
+            held = [x.clone() for x in caches]
+            places = torch.full((1,), start, device=held[0].device)
+            logits = module(torch.ones_like(places)[:, None], places, torch.ones_like(places), *held)
+            results.append([logits, *(x[:, :, : start + 1] for x in held)])
+        for expected, found in zip(*results, strict=True):
+            limit = AGREED.get(expected.dtype, 0.0)
+            error = float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-9))
+            if not error <= limit:
+                why = f"they disagree with the step they are made of by {error:.1e}, with {start} tokens in the cache"
+                raise TrilithonError("generated kernels are wrong", why=why)
+
+
+def _tried(x: Input, gm: GraphModule) -> Tensor:
+    shape = [1, *(axis.high for axis in x.axes[1:])]
+    shape[2] = min(shape[2], TRIED_SLOTS)
+    generator = torch.Generator(device_of(gm)).manual_seed(0)
+    return torch.randn(shape, generator=generator, device=device_of(gm)).to(x.dtype)
