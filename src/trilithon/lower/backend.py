@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from trilithon.errors import CannotLower, InputError
 from trilithon.lower.inputs import Input
+from trilithon.lower.native.argmax import spread_argmax
 from trilithon.lower.native.lower import lower_native
 from trilithon.lower.native.split_kv import has_triton
 from trilithon.lower.tensorrt.engine import resolve_target
@@ -76,4 +77,6 @@ def lower_module(
     lowered = lower_native(gm, trim=device == "cpu" and not wanted, split=device == "cuda" and has_triton())
     if not wanted:
         return lowered
+    if device == "cuda":
+        spread_argmax(lowered)
     return torch.compile(lowered, dynamic=role == "sequence", fullgraph=True)
