@@ -23,7 +23,7 @@ from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.spec.codec import decode, encode, readable_classes
 
 MANIFEST = "trilithon.json"
-FORMAT = 2
+FORMAT = 3
 CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, runtime.Expected, runtime.ExpectedAxis)
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 HOW = "write one with trilithon compile MODEL --backend tensorrt --out FOLDER, or Compiled.save(FOLDER)"

@@ -42,6 +42,9 @@ def test_half_precision_is_as_close_to_float64_as_eager(preset: str) -> None:
         eager = relative_error(model(ids, use_cache=False).logits, truth)
     llm = trilithon.compile(model, max_tokens=80)
     pad = torch.zeros(1, dtype=torch.int64, device="cuda")
-    steps = [llm.decoder.prefill(ids[:, :60], pad).clone()] + [llm.decoder.decode(ids[:, i]).clone() for i in range(60, 65)]
+    steps = [llm.decoder.prefill(ids[:, :60], pad).clone()]
+    for i in range(60, 65):
+        steps.append(llm.decoder.decode(ids[:, i]).clone())
+        assert torch.equal(steps[-1].gather(1, llm.decoder.best[:, None])[:, 0], steps[-1].amax(1))
     assert relative_error(torch.stack(steps, 1), truth[:, 59:]) <= 2 * eager
     assert relative_error(llm(ids), truth) <= 2 * eager

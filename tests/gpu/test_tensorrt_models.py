@@ -21,7 +21,10 @@ def steps(llm: Compiled, ids: torch.Tensor, prompt: int) -> torch.Tensor:
     """Logits of the last prompt token and of those behind it, `[b n v]`."""
     pad = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
     found = [llm.decoder.prefill(ids[:, :prompt], pad).clone()]
-    return torch.stack([*found, *(llm.decoder.decode(ids[:, i]).clone() for i in range(prompt, ids.shape[1]))], 1)
+    for i in range(prompt, ids.shape[1]):
+        found.append(llm.decoder.decode(ids[:, i]).clone())
+        assert torch.equal(found[-1].gather(1, llm.decoder.best[:, None])[:, 0], found[-1].amax(1))
+    return torch.stack(found, 1)
 
 
 @pytest.mark.timeout(600)

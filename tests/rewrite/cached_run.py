@@ -54,7 +54,11 @@ class CachedRun:
         choices = [self.extend, self.last, *([self.prompt] * 4 if not any(self.start) else [])]
         module = self.step if width == 1 else random.choice(choices)
         with torch.no_grad():
-            logits = module(tokens, torch.tensor(self.start), torch.tensor(counts), *self.context, *self.caches)
+            made = module(tokens, torch.tensor(self.start), torch.tensor(counts), *self.context, *self.caches)
+        logits = made
+        if module is self.step:
+            logits, best = made
+            assert torch.equal(best, logits[:, -1].argmax(-1))
         found: Found = []
         for row, (start, count) in enumerate(zip(self.start, counts, strict=True)):
             if module is self.extend:

@@ -12,6 +12,7 @@ class CycleDecoder:
     """Tokens count up modulo `vocabulary`."""
 
     cache_tokens, max_batch = 64, 4
+    best: Tensor
 
     def __init__(self, vocabulary: int, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -22,10 +23,13 @@ class CycleDecoder:
         return self.decode(input_ids[:, -1])
 
     def decode(self, tokens: Tensor) -> Tensor:
-        return self.extend(tokens[:, None])[:, 0]
+        logits = self.extend(tokens[:, None])[:, 0]
+        self.best = self.best[:, 0]
+        return logits
 
     def extend(self, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
-        return -(self.vocabulary - (tokens[..., None] + 1) % len(self.vocabulary)).abs().float()
+        self.best = (tokens + 1) % len(self.vocabulary)
+        return -(self.vocabulary - self.best[..., None]).abs().float()
 
     def rewind(self, lengths: Tensor) -> None: ...
 

@@ -26,6 +26,7 @@ class PlainDecoder:
         self.rows: list[Tensor] = []
         self.calls: list[tuple[str, int]] = []  # name, and tokens a row
         self.buffer = torch.empty(0)
+        self.best = torch.empty(0, dtype=torch.int64)
 
     @property
     def lengths(self) -> Tensor:
@@ -106,6 +107,7 @@ class PlainDecoder:
     def _answer(self, name: str, tokens: int, logits: Tensor) -> Tensor:
         with torch.inference_mode(False):  # a buffer that can be written to whatever mode the next call is made in
             self.buffer.fill_(torch.nan)
-            self.buffer = logits.clone()
+            self.best.fill_(-1)
+            self.buffer, self.best = logits.clone(), logits.argmax(-1)
         self.calls.append((name, tokens))
         return self.buffer

@@ -47,8 +47,9 @@ class Rows:
         """Behind each token of a row, `[n v]`."""
         return self.model(torch.tensor([self.rows[row]]), use_cache=False).logits[0]
 
-    def check(self, got: Tensor) -> None:
-        """`got [b v]` stands behind the last token of each row."""
+    def check(self, got: Tensor, best: Tensor) -> None:
+        """`got [b v]` stands behind the last token of each row, and `best [b]` is its highest."""
+        assert torch.equal(best, got.argmax(-1)) and best.dtype == torch.int64
         for row, mine in enumerate(got):
             torch.testing.assert_close(mine, self.logits(row)[-1], rtol=1e-4, atol=1e-4)
 
@@ -62,14 +63,14 @@ def prompt(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> None
     width = max(lengths) + generator.randint(0, 2)
     rows.rows = [fresh(generator, n) for n in lengths]
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows.rows])
-    rows.check(decoder.prefill(ids, torch.tensor([width - n for n in lengths])))
+    rows.check(decoder.prefill(ids, torch.tensor([width - n for n in lengths])), decoder.best)
 
 
 def one(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> None:
     new = fresh(generator, len(rows.rows))
     for row, token in zip(rows.rows, new, strict=True):
         row.append(token)
-    rows.check(decoder.decode(torch.tensor(new)))
+    rows.check(decoder.decode(torch.tensor(new)), decoder.best)
 
 
 def several(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> None:
@@ -78,6 +79,7 @@ def several(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> Non
     tokens = [fresh(generator, width) for _ in rows.rows]
     counts = [generator.randint(1, width) for _ in rows.rows]
     got = decoder.extend(torch.tensor(tokens), torch.tensor(counts))
+    assert torch.equal(decoder.best, got.argmax(-1))
     for i, (row, new, n) in enumerate(zip(rows.rows, tokens, counts, strict=True)):
         row.extend(new[:n])
         torch.testing.assert_close(got[i, :n], rows.logits(i)[-n:], rtol=1e-4, atol=1e-4)
@@ -184,6 +186,28 @@ def test_windowed_layers_keep_their_window() -> None:
     assert {"sliding_attention", "full_attention"} <= set(kinds)
     assert decoder.most_cache_bytes == ROWS * per_slot * sum(slots)
     assert decoder.cache_bytes == sum(x.nbytes for x in decoder.caches) == decoder.most_cache_bytes
+
+
+def test_the_first_and_the_last_token_can_be_best() -> None:
+    """Their logits are opposite and all others 0; then all are 0, and the first is best."""
+    ends = tiny("llama-3.2")
+    head = nn.Linear(64, 300, bias=False)
+    ends.lm_head = head
+    head.weight.data.zero_()
+    head.weight.data[299] = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    head.weight.data[0] = -head.weight.data[299]
+    decoder = trilithon.compile(ends, max_tokens=32, options=Options(verify=False)).decoder
+    seen = []
+    for token in range(3, 30):
+        decoder.prefill(torch.tensor([[token]]), torch.tensor([0]))
+        logits = decoder.decode(torch.tensor([token]))
+        assert decoder.best.tolist() == [0 if logits[0, 0] > 0 else 299]
+        seen += decoder.best.tolist()
+    assert set(seen) == {0, 299}
+    head.weight.data.zero_()
+    decoder = trilithon.compile(ends, max_tokens=32, options=Options(verify=False)).decoder
+    decoder.prefill(torch.tensor([[5]]), torch.tensor([0]))
+    assert float(decoder.decode(torch.tensor([5])).abs().max()) == 0 and decoder.best.tolist() == [0]
 
 
 def test_only_what_is_not_compiled_for_a_size_grows() -> None:

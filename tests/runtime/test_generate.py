@@ -173,6 +173,24 @@ class HostReads(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
+class SaysMore(CycleDecoder):
+    """Its best token is another than its logits say."""
+
+    def extend(self, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
+        logits = super().extend(tokens, counts)
+        self.best = (tokens + 2) % len(self.vocabulary)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"), [({}, 2), ({"prompt_lookup_num_tokens": 3}, 2), ({"repetition_penalty": 1.1}, 1)]
+)
+def test_greedy_tokens_are_those_that_the_decoder_names(settings: dict[str, Any], step: int) -> None:
+    """Logits are looked at only where they are changed."""
+    got = generate(SaysMore(VOCABULARY), torch.tensor([[3]]), max_new_tokens=5, **settings)
+    assert got.tolist() == [[3 + step * i for i in range(6)]]
+
+
 @pytest.mark.parametrize("request_", [{}, {"repetition_penalty": 1.1}, {"do_sample": True, "top_p": 0.9}], ids=str)
 def test_host_reads_no_value_in_the_loop_without_eos(request_: dict[str, Any]) -> None:
     counts = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -52,9 +54,11 @@ def test_a_wrong_decoder_does_not(decoder: CachedDecoder, model: nn.Module, wron
     right = getattr(decoder.modules, wrong)
     noise = torch.randn(300, generator=torch.Generator().manual_seed(0)) * 0.1
 
-    def off(*arguments: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = right(*arguments)
-        return logits + noise * logits.abs().max()
+    def off(*arguments: torch.Tensor) -> Any:
+        made = right(*arguments)
+        logits = made[0] if wrong == "decode" else made
+        logits = logits + noise * logits.abs().max()
+        return (logits, logits[:, -1].argmax(-1)) if wrong == "decode" else logits
 
     object.__setattr__(decoder.modules, wrong, off)
     try:
@@ -62,6 +66,34 @@ def test_a_wrong_decoder_does_not(decoder: CachedDecoder, model: nn.Module, wron
             verify_decoder(decoder, original(model), LENGTHS, times)
     finally:
         object.__setattr__(decoder.modules, wrong, right)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [(lambda best: (best + 1) % 300, ""), (lambda best: best + 300, r"3\d\d|[45]\d\d")]
+)
+def test_a_wrong_best_token_shows(decoder: CachedDecoder, model: nn.Module, change: Any, named: str) -> None:
+    right = decoder.modules.decode
+
+    def off(*arguments: torch.Tensor) -> Any:
+        logits, best = right(*arguments)
+        return logits, change(best)
+
+    object.__setattr__(decoder.modules, "decode", off)
+    try:
+        with pytest.raises(VerificationFailed, match=rf"not the best.*\n.*step 1 of row 0 it names ({named})"):
+            verify_decoder(decoder, original(model), LENGTHS)
+    finally:
+        object.__setattr__(decoder.modules, "decode", right)
+
+
+def test_any_of_equal_logits_is_best() -> None:
+    """Kernels that round the logits last may name another than the first."""
+    logits = torch.tensor([[[1.0, 3.0, 0.0, 3.0]]])
+    for best in (1, 3):
+        verify_module._verify_best(torch.tensor([[best]]), logits)
+    for best in (0, 2, -1, 4):
+        with pytest.raises(VerificationFailed, match=f"it names {best}, and its logits are highest at 1"):
+            verify_module._verify_best(torch.tensor([[best]]), logits)
 
 
 def test_wrong_padding_shows(decoder: CachedDecoder, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

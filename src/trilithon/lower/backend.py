@@ -77,7 +77,6 @@ def lower_module(
     lowered = lower_native(gm, trim=device == "cpu" and not wanted, split=device == "cuda" and has_triton())
     if not wanted:
         return lowered
-    compiled = torch.compile(lowered, dynamic=role == "sequence", fullgraph=True)
     if role == "step" and device == "cuda" and has_triton():
-        return make_step(lowered, compiled, inputs)
-    return compiled
+        return make_step(lowered, inputs)
+    return torch.compile(lowered, dynamic=role == "sequence", fullgraph=True)

@@ -1,4 +1,4 @@
-"""Of which tokens a cached program gives logits: of each row's last real one, or of all."""
+"""Of which tokens a cached program gives logits: of each row's last real one, or of all; and which token they name best."""
 
 from __future__ import annotations
 
@@ -41,6 +41,21 @@ def give_logits(model: TokenModel, counts: Node, *, all_logits: bool, one_token:
             _keep_all(model, node)
     elif not all_logits:
         _cut(model, counts)
+
+
+def give_best(model: TokenModel) -> None:
+    """Give beside the logits `[b 1 v]` the token `[b]` int64 of the highest; of several the first.
+
+    return %logits   =>   %best = argmax(%logits[:, 0], -1)
+                          return (%logits, %best)
+    """
+    graph = model.gm.graph
+    output = graph.output_node()
+    (logits,) = output.args
+    with graph.inserting_before(output):
+        last = graph.call_function(aten.select.int, (logits, 1, 0))
+        best = graph.call_function(aten.argmax.default, (last, -1))
+    output.args = ((logits, best),)
 
 
 def _is_selection(model: TokenModel, node: Node, found: Any) -> bool:

@@ -19,7 +19,7 @@ from trilithon.rewrite.cache_ops import (
     write_cache,
     write_cache_8bit,
 )
-from trilithon.rewrite.give_logits import give_logits
+from trilithon.rewrite.give_logits import give_best, give_logits
 from trilithon.rewrite.row_positions import RowPositions
 from trilithon.rewrite.token_model import TokenModel, mask_window, token_model
 
@@ -108,6 +108,8 @@ def insert_cache(
 ) -> GraphModule:
     """The program over a cache: `(tokens, start, counts, context_0, ..., cache_k_0, cache_v_0, ...) -> logits`.
 
+    A step gives `(logits, best)`, where `best [b]` int64 is the token of the highest logit.
+
     Args:
         program: canonical, and accepted by `cache_shapes`.
         mode: "prompt": from an empty cache (`start` is 0); attention reads the fresh keys. "step": one token a row.
@@ -134,6 +136,8 @@ def insert_cache(
     for site, shape, (key, value) in zip(model.sites, shapes, inputs.caches, strict=True):
         use.rewrite(site, key, value, shape)
     give_logits(model, inputs.counts, all_logits=all_logits, one_token=mode == "step")
+    if mode == "step":
+        give_best(model)
     model.gm.graph.eliminate_dead_code()
     _drop_positions(model)
     model.gm.graph.lint()

@@ -53,11 +53,12 @@ class Chooser:
             scores = processor(ids(), scores)
         return warp(scores, request.sampling)
 
-    def window(self, logits: Tensor, drafts: Tensor, made: Tensor, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def window(self, logits: Tensor, best: Tensor, drafts: Tensor, made: Tensor, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The token behind each token of a window, given that the drafts before it are right.
 
         Args:
             logits: `[b w v]`.
+            best: `[b w]`, the token with the highest of each.
             drafts: `[b w-1]`, the tokens of the window but the first.
             made: `[b 1]`, new tokens that the rows have, without the drafts.
             ids: `[b n]`, what processors read, without the drafts.
@@ -66,7 +67,7 @@ class Chooser:
             Tokens `[b w]`, and the scores `[b v]` of each; no scores where they are the logits.
         """
         if not self.changes_scores:
-            return logits.argmax(-1), []
+            return best, []
         known, self.seen = self.seen, self.seen.copy() if self.seen else None
         scores = []
         for i, behind in enumerate(logits.unbind(1)):

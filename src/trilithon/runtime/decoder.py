@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from trilithon.errors import CapacityExceeded, InputError
 from trilithon.rewrite.insert_cache import SPARE, CacheShape, CacheTensor
 from trilithon.runtime.context import HeldContext, Snapshot
+from trilithon.runtime.step import Decode, Step
 
 Module = Callable[..., Tensor]
 LEAST_SLOTS = 1024  # the cache of a decoder that grows is allocated for so many tokens first, and doubled when it is full
@@ -21,23 +21,13 @@ LEAST_SLOTS = 1024  # the cache of a decoder that grows is allocated for so many
 class CachedModules:
     """The programs that `insert_cache` makes, lowered; each takes `(tokens, start, counts, *context, *caches)`.
 
-    `extend` gives logits of all tokens; where it is None several tokens are several steps.
+    `decode` gives logits and the best tokens. `extend` gives logits of all tokens; where it is None several tokens are
+    several steps.
     """
 
     prefill: Module
-    decode: Module
+    decode: Decode
     extend: Module | None = None
-
-
-@dataclass
-class _Step:
-    """What a step of one batch size works on; the addresses stay, so that a CUDA graph can replay it."""
-
-    tokens: Tensor
-    start: Tensor
-    counts: Tensor
-    logits: Tensor | None = None
-    graph: Any = None
 
 
 @dataclass
@@ -67,13 +57,14 @@ class CachedDecoder:
     grows: bool = False
     context: HeldContext = field(default_factory=HeldContext)
     caches: list[Tensor] = field(init=False)
-    _steps: dict[int, _Step] = field(init=False, default_factory=dict)
+    best: Tensor = field(init=False)
+    _steps: dict[int, Step] = field(init=False, default_factory=dict)
     _room: int = field(init=False, default=0)
     _used: int = field(init=False, default=0)
     _batch: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.caches = []
+        self.caches, self.best = [], torch.zeros(0, dtype=torch.int64, device=self.device)
         self._allocate(min(LEAST_SLOTS, self.cache_tokens) if self.grows else self.cache_tokens)
 
     def _allocate(self, room: int) -> None:
@@ -131,6 +122,7 @@ class CachedDecoder:
         logits = self.modules.prefill(tokens, step.start, counts, *self._rows(b))
         step.start.copy_(counts)
         self._used, self._batch = width, b
+        self.best = logits[:, -1].argmax(-1)
         return logits[:, -1]
 
     @torch.no_grad()
@@ -149,15 +141,9 @@ class CachedDecoder:
         self._make_room(1, already=self._used)
         step = self._step(self._batch)
         step.tokens.copy_(tokens[:, None])
-        if not self.cuda_graphs:
-            step.logits = self._advance(step)
-        else:
-            if step.graph is None:
-                self._record(step)
-            step.graph.replay()
+        logits, self.best = step.run(self.modules.decode, self._rows(self._batch), self.cuda_graphs)
         self._used += 1
-        assert step.logits is not None
-        return step.logits[:, -1]
+        return logits[:, -1]
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -175,12 +161,14 @@ class CachedDecoder:
         logits = self.modules.extend(tokens, step.start, counts, *self._rows(b))
         step.start.add_(counts)
         self._used += s
+        self.best = logits.argmax(-1)
         return logits
 
     def _one_by_one(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """What stands behind a row's `counts` is written past its end, where no token sees it, and is overwritten later."""
         ends = self._step(self._batch).start + counts
-        logits = torch.stack([self.decode(column).clone() for column in tokens.unbind(1)], 1)
+        made = [(self.decode(column).clone(), self.best.clone()) for column in tokens.unbind(1)]
+        logits, self.best = (torch.stack(parts, 1) for parts in zip(*made, strict=True))
         self._step(self._batch).start.copy_(ends)
         return logits
 
@@ -268,30 +256,9 @@ class CachedDecoder:
     def _rows(self, b: int) -> list[Tensor]:
         return [*self.context.tensors, *(cache[:b] for cache in self.caches)]
 
-    def _step(self, b: int) -> _Step:
+    def _step(self, b: int) -> Step:
         if b not in self._steps:
             with torch.inference_mode(False):
                 tokens = torch.zeros(b, 1, dtype=torch.int64, device=self.device)
-                self._steps[b] = _Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]))
+                self._steps[b] = Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]))
         return self._steps[b]
-
-    def _advance(self, step: _Step) -> Tensor:
-        logits = self.modules.decode(step.tokens, step.start, step.counts, *self._rows(len(step.tokens)))
-        step.start.add_(1)
-        return logits
-
-    def _record(self, step: _Step) -> None:
-        """Capture one step as a CUDA graph; the warm-up runs write the slots that the replay writes again."""
-        saved = step.start.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self._advance(step)
-                step.start.copy_(saved)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step.logits = self._advance(step)
-        step.start.copy_(saved)
-        step.graph = graph

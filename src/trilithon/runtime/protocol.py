@@ -20,6 +20,9 @@ class Decoder(Protocol):
         max_batch: rows that the cache holds.
         device: where ids go in and logits come out.
         lengths: `[b]` int64 on the device, tokens that each row holds.
+        best: int64 on the device, `[b]`, behind `extend` `[b s]`: the token of the highest of all logits that the last call
+            returned. Of equal ones it is the first, or one that was higher before it was rounded. It may stand in a buffer,
+            as logits may.
     """
 
     @property
@@ -33,6 +36,9 @@ class Decoder(Protocol):
 
     @property
     def lengths(self) -> Tensor: ...
+
+    @property
+    def best(self) -> Tensor: ...
 
     def take_context(self, given: tuple[Tensor, ...], rows: int) -> None:
         """Read what the next prompts are about: the inputs of an encoder, by position; a decoder without one reads nothing.

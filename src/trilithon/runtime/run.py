@@ -64,19 +64,19 @@ class Run(Protocol):
     def generated(self) -> Generated: ...
 
 
-def first_logits(decoder: Decoder, request: Request) -> Tensor:
-    """Take in what the decoder does not hold yet of the prompts; the logits `[b v]` of their last tokens."""
+def take_prompts(decoder: Decoder, request: Request) -> tuple[Tensor, Tensor]:
+    """Take in what the decoder does not hold yet of the prompts; the logits `[b v]` behind them, and the best tokens `[b]`."""
     if request.given:
         decoder.take_context(request.given, len(request.input_ids))
     if not request.held:
-        return decoder.prefill(request.input_ids, request.pad)
+        return decoder.prefill(request.input_ids, request.pad), decoder.best
     fresh = request.input_ids[:, request.held :]
     if fresh.shape[1] == 1:
-        return decoder.decode(fresh[:, 0])
+        return decoder.decode(fresh[:, 0]), decoder.best
     logits = fresh
     for piece in fresh.split(EXTEND_TOKENS, 1):
         logits = decoder.extend(piece)
-    return logits[:, -1]
+    return logits[:, -1], decoder.best[:, -1]
 
 
 class TokenRun:
@@ -96,18 +96,18 @@ class TokenRun:
     def steps(self, decoder: Decoder) -> Iterator[Tensor]:
         """See `Run`."""
         request = self.request
-        logits = first_logits(decoder, request)
+        logits, best = take_prompts(decoder, request)
         self.cached = self._columns
         chooser = Chooser(request, logits.shape[-1])
         for left in reversed(range(request.new_tokens)):
-            tokens = self._take(logits, chooser)
+            tokens = self._take(logits, best, chooser)
             yield tokens[:, None]
             chooser.add(tokens[:, None])
             if left:
-                logits = decoder.decode(tokens)
+                logits, best = decoder.decode(tokens), decoder.best
                 self.cached += 1
 
-    def _take(self, logits: Tensor, chooser: Chooser) -> Tensor:
+    def _take(self, logits: Tensor, best: Tensor, chooser: Chooser) -> Tensor:
         """Choose the next token `[b]` of each row, and note which rows it finishes."""
         request = self.request
         if request.output_logits:
@@ -119,7 +119,7 @@ class TokenRun:
             if request.output_scores:
                 self._scores.append(scores.clone())
         else:
-            tokens = logits.argmax(-1)
+            tokens = best.clone()  # the next step overwrites it
         if request.eos is not None and request.pad_token_id is not None:
             tokens = torch.where(self._unfinished, tokens, request.pad_token_id)
             self._unfinished = self._unfinished & ~torch.isin(tokens, request.eos)

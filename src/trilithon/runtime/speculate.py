@@ -12,7 +12,7 @@ from trilithon.runtime.choose import Chooser
 from trilithon.runtime.lookup import Lookup, find_drafts
 from trilithon.runtime.protocol import Decoder
 from trilithon.runtime.request import Request
-from trilithon.runtime.run import Generated, first_logits
+from trilithon.runtime.run import Generated, take_prompts
 
 
 @dataclass
@@ -88,12 +88,12 @@ class LookupRun:
     @torch.no_grad()
     def steps(self, decoder: Decoder) -> Iterator[Tensor]:
         """See `Run`."""
-        logits = first_logits(decoder, self.request)[:, None]
+        logits, best = (x[:, None] for x in take_prompts(decoder, self.request))
         chooser = Chooser(self.request, logits.shape[-1])
         ones = torch.ones_like(self._lengths)
         window = _Window(self._rows[:, :1], ones, [0] * len(ones))
         while True:
-            step, drafts, found = self._accept(logits, window, chooser)
+            step, drafts, found = self._accept(logits, best, window, chooser)
             if any(o + 1 != n for o, n in zip(window.offered, step.new, strict=True)):
                 decoder.rewind(self._lengths - 1)
             block = self._complete_columns()
@@ -103,11 +103,11 @@ class LookupRun:
                 return
             window = self._next_window(drafts, found, step, decoder.cache_tokens)
             if window.tokens.shape[1] == 1:
-                logits = decoder.decode(window.tokens[:, 0])[:, None]
+                logits, best = decoder.decode(window.tokens[:, 0])[:, None], decoder.best[:, None]
             else:
-                logits = decoder.extend(window.tokens, window.counts)
+                logits, best = decoder.extend(window.tokens, window.counts), decoder.best
 
-    def _accept(self, logits: Tensor, window: _Window, chooser: Chooser) -> tuple[_Step, Tensor, Tensor]:
+    def _accept(self, logits: Tensor, best: Tensor, window: _Window, chooser: Chooser) -> tuple[_Step, Tensor, Tensor]:
         """Append to each row the drafts that are right and one token more.
 
         Returns:
@@ -115,7 +115,7 @@ class LookupRun:
         """
         request, width = self.request, window.tokens.shape[1]
         made = (self._lengths - self._prompt)[:, None]
-        tokens, scores = chooser.window(logits, window.drafts, made, self._ids_of_one_row(self._made[0]))
+        tokens, scores = chooser.window(logits, best, window.drafts, made, self._ids_of_one_row(self._made[0]))
         place = torch.arange(width, device=tokens.device)
         right = (window.drafts == tokens[:, :-1]) & (place[1:] < window.counts[:, None])
         kept = right.long().cumprod(1).sum(1)

@@ -181,11 +181,30 @@ def _verify_prompt(decoder: CachedDecoder, judge: _Judge, ids: Tensor, prompt: i
     """One prompt, of which row i has `pads[i]` tokens of left padding and so many tokens less."""
     total, pad = ids.shape[1], torch.tensor(pads, device=decoder.device)
     padded = torch.stack([torch.cat([torch.zeros_like(row[:p]), row[: prompt - p]]) for row, p in zip(ids, pads, strict=True)])
-    got = [decoder.prefill(padded, pad).clone()]
+    got, best = [decoder.prefill(padded, pad).clone()], [decoder.best.clone()]
     row = torch.arange(len(ids), device=decoder.device)
-    got += [decoder.decode(ids[row, i - pad]).clone() for i in range(prompt, total)]
+    for i in range(prompt, total):
+        got.append(decoder.decode(ids[row, i - pad]).clone())
+        best.append(decoder.best.clone())
     name = f"prefill of {prompt} tokens and decode" + (" with left padding" if any(pads) else "")
-    return judge.verify(name, torch.stack(got, 1), ids, [slice(prompt - 1 - p, total - p) for p in pads])
+    error = judge.verify(name, torch.stack(got, 1), ids, [slice(prompt - 1 - p, total - p) for p in pads])
+    _verify_best(torch.stack(best, 1), torch.stack(got, 1))
+    return error
+
+
+def _verify_best(best: Tensor, logits: Tensor) -> None:
+    """No logit of `[b n v]` is higher than that of the token `[b n]` that the decoder names; equal ones may be."""
+    inside = best.clamp(0, logits.shape[-1] - 1)
+    of_best = logits.gather(-1, inside[..., None])[..., 0]
+    wrong = (best != inside) | (of_best != logits.amax(-1))
+    if bool(wrong.any()):
+        row, token = wrong.nonzero()[0].tolist()
+        raise VerificationFailed(
+            "decode names a token that is not the best",
+            why=f"in step {token} of row {row} it names {int(best[row, token])}, and its logits are highest at "
+            f"{int(logits[row, token].argmax())}",
+            todo=BUG,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import trilithon
 from models.configs import tiny
 from trilithon import CannotLower, Compiled, InputError, Options, VerificationFailed
 from trilithon.lower.tensorrt import attention
+from trilithon.lower.tensorrt.converters import reduce
+from trilithon.lower.tensorrt.converters.registry import CONVERTERS
 from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.lower.tensorrt.network import Network
@@ -44,6 +46,38 @@ def test_tokens_equal_eager(name: str) -> None:
     got = llm.generate(ids, attention_mask=mask, max_new_tokens=10, pad_token_id=0)
     assert torch.equal(got, want)
     assert len(set(got[:, 12:].flatten().tolist())) > 2
+
+
+def test_a_step_names_the_best_token(llm: Compiled) -> None:
+    decoder, seen = llm.decoder, []
+    decoder.prefill(torch.tensor([[5, 9, 2]]), torch.tensor([0]))
+    for token in (7, 11, 200, 31):
+        logits = decoder.decode(torch.tensor([token]))
+        assert decoder.best.dtype == torch.int64 and torch.equal(decoder.best, logits.argmax(-1))
+        seen += decoder.best.tolist()
+    assert len(set(seen)) > 1
+    engine: Any = decoder.modules.decode
+    outputs = [name for name in engine.engine.outputs if not name.startswith("cache")]
+    assert outputs == ["output_0", "output_1"]
+
+
+def test_of_equal_logits_the_first_is_best() -> None:
+    model = tiny("llama-3.2")
+    model.lm_head = nn.Linear(64, 300, bias=False)  # type: ignore[assignment]
+    model.lm_head.weight.data.zero_()  # type: ignore[operator, union-attr]
+    decoder = compiled(model, max_tokens=16).decoder
+    decoder.prefill(torch.tensor([[5, 9, 2]]), torch.tensor([0]))
+    decoder.decode(torch.tensor([7]))
+    assert decoder.best.tolist() == [0]
+
+
+def test_a_wrong_best_token_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def least(net: Network, self: Any, dim: int, keepdim: bool) -> Any:
+        return reduce._place_or_flat(net, "MIN", self, dim, keepdim)
+
+    monkeypatch.setitem(CONVERTERS, torch.ops.aten.argmax.default, least)
+    with pytest.raises(VerificationFailed, match="names a token that is not the best"):
+        compiled(tiny("llama-3.2"), max_tokens=32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -171,9 +205,10 @@ def test_what_cannot_be_loaded(llm: Compiled, tmp_path: Path) -> None:
         trilithon.load(tmp_path)
     path = llm.save(tmp_path) / "trilithon.json"
     data = json.loads(path.read_text())
-    path.write_text(json.dumps(data | {"format": 99}))
-    with pytest.raises(InputError, match="its format is 99"):
-        trilithon.load(tmp_path)
+    for other in (2, 99):  # steps of format 2 name no best token
+        path.write_text(json.dumps(data | {"format": other}))
+        with pytest.raises(InputError, match=f"its format is {other}, this version reads 3"):
+            trilithon.load(tmp_path)
     path.write_text("{")
     with pytest.raises(InputError, match="cannot read"):
         trilithon.load(tmp_path)

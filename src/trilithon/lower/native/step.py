@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from trilithon.errors import TrilithonError
 from trilithon.lower.inputs import Input
+from trilithon.lower.native.argmax import spread_argmax
 from trilithon.lower.native.fused.fuse import fuse_step
 from trilithon.rewrite.unlift import device_of
 
@@ -37,21 +38,25 @@ class Step:
         return chosen(tokens, *rest)
 
 
-def make_step(plain: GraphModule, general: Callable[..., Any], inputs: tuple[Input, ...]) -> Step:
+def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Step:
     """A step for a GPU.
 
     Args:
-        plain: lowered, what the generated kernels are compared with.
-        general: the same, compiled for any number of rows.
+        gm: lowered; it is changed.
         inputs: what it takes.
     """
+    refused = ""
+    fused: GraphModule | None = None
     try:
-        fused = fuse_step(plain, inputs)
-        _compare(plain, fused, inputs)
+        fused = fuse_step(gm, inputs)
+        _compare(gm, fused, inputs)
     except TrilithonError as refusal:
-        where = f" at {refusal.where}" if refusal.where else ""
         log.info("%s", refusal)
-        return Step(general, None, f"decode: compiled by Inductor; no generated kernels: {refusal.why}{where}")
+        fused, refused = None, refusal.why + (f" at {refusal.where}" if refusal.where else "")
+    spread_argmax(gm)
+    general = torch.compile(gm, dynamic=False, fullgraph=True)
+    if fused is None:
+        return Step(general, None, f"decode: compiled by Inductor; no generated kernels: {refused}")
     kernels = sum(n.op == "call_module" for n in fused.graph.nodes)
     return Step(general, fused, f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor")
 
@@ -70,7 +75,7 @@ def _compare(plain: GraphModule, fused: GraphModule, inputs: tuple[Input, ...]) 
         for module in (plain, fused):
             held = [x.clone() for x in caches]
             places = torch.full((1,), start, device=held[0].device)
-            logits = module(torch.ones_like(places)[:, None], places, torch.ones_like(places), *held)
+            logits, _ = module(torch.ones_like(places)[:, None], places, torch.ones_like(places), *held)
             results.append([logits, *(x[:, :, : start + 1] for x in held)])
         for expected, found in zip(*results, strict=True):
             limit = AGREED.get(expected.dtype, 0.0)

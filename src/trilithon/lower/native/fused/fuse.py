@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.fused.expressions import CASTS, KNOWN, SINGLE, SPLITS, VIEWS, extent, numel, refuse
-from trilithon.lower.native.fused.launch import Attention, Products, Values
+from trilithon.lower.native.fused.launch import Attention, Largest, Products, Values
 from trilithon.lower.native.fused.one_token import at_one_token
 from trilithon.lower.native.fused.text import Segment, Site, text_of_attention, text_of_products, text_of_values
 from trilithon.lower.native.split_kv import ATTEND_SPLIT, MOST_QUERIES, MOST_WIDTH, reach
@@ -25,7 +25,7 @@ from trilithon.rewrite.cache_ops import slot_positions, write_cache
 from trilithon.spec.masks import parse
 
 aten = torch.ops.aten
-LINEAR = aten.linear.default
+LINEAR, ARGMAX = aten.linear.default, aten.argmax.default
 SPARED = {*VIEWS, *CASTS}  # a region does not end with these
 MOST_VECTOR = 16384  # numbers of a vector that each program holds
 
@@ -65,6 +65,8 @@ class _Fuser:
             elif node.target in (LINEAR, ATTEND_SPLIT) and node not in self.done:
                 self._before(late)
                 self.products(node) if node.target is LINEAR else self.attend(node)
+            elif node.target is ARGMAX:
+                self.largest(node)
             elif node.target not in KNOWN | SPLITS | {LINEAR, ATTEND_SPLIT, write_cache, slot_positions}:
                 raise refuse(node, f"{getattr(node.target, '__name__', node.target)} has no kernel")
         made = GraphModule(self.modules, self.graph)
@@ -161,6 +163,13 @@ class _Fuser:
             self._at_hand(n) for n in node.all_input_nodes
         )
 
+    def largest(self, node: Node) -> None:
+        x: Any = node.args[0]
+        if node.args[1:] != (-1,) or node.kwargs or extent(x)[0] != 1:
+            raise refuse(node, "it looks for the largest of other numbers than those of one row")
+        self.stored(x)
+        self._call(Largest(), (x,), (node,))
+
     def attend(self, node: Node) -> None:
         args = bound_arguments(node)
         site = self._site(node, args)
@@ -186,7 +195,7 @@ class _Fuser:
         name = f"kernel_{sum(key.startswith('kernel_') for key in self.modules)}"
         self.modules[name] = module
         call = self.graph.call_module(name, tuple(self.made[n] for n in reads))
-        if isinstance(module, Attention):
+        if isinstance(module, (Attention, Largest)):
             self.made[makes[0]] = call
             return
         for i, node in enumerate(makes):

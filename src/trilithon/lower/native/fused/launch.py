@@ -18,6 +18,7 @@ from trilithon.lower.native.fused.text import Segment, Site, Text
 from trilithon.lower.native.split_kv import PROGRAMS
 
 TILE = 16384  # weights of a program
+PIECE = 1024  # numbers that a program compares
 FILLED = 264  # programs that keep a large GPU busy
 
 
@@ -102,6 +103,38 @@ def tile(width: int, widths: list[int], matrices: int) -> tuple[int, int]:
     return rows, 8 if rows * padded(width) * matrices >= TILE // 2 else 4
 
 
+class Largest(nn.Module):
+    """The place of the largest number, `[1]` int64; of equal ones the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._arrived = Arrived()
+
+    def forward(self, x: Tensor) -> Tensor:
+        from trilithon.lower.native.fused.step_kernels import largest
+
+        result = x.new_empty(1, dtype=torch.int64)
+        programs = -(-x.numel() // PIECE)
+        values, places = x.new_empty(programs, dtype=torch.float32), x.new_empty(programs, dtype=torch.int32)
+        largest[(programs,)](
+            x, result, values, places, self._arrived(1, x.device), x.numel(),
+            BLOCK=PIECE, BLOCK_P=padded(programs), num_warps=4, **_dependent_launch(x.device),
+        )  # fmt: skip
+        return result
+
+
+class Arrived:
+    """Counters of programs that have ended; each kernel leaves zeros behind."""
+
+    def __init__(self) -> None:
+        self.counts: Tensor | None = None
+
+    def __call__(self, size: int, device: torch.device) -> Tensor:
+        if self.counts is None or self.counts.device != device:
+            self.counts = torch.zeros(size, dtype=torch.int32, device=device)
+        return self.counts
+
+
 class Attention(_Generated):
     """See `text_of_attention`. The caches are written in place."""
 
@@ -109,7 +142,7 @@ class Attention(_Generated):
         super().__init__(text)
         self.sizes = site.sizes
         self.block_n = 64 if max(self.sizes[2:]) <= 128 else 32
-        self._arrived: Tensor | None = None
+        self._arrived = Arrived()
 
     def forward(self, k: Tensor, v: Tensor, *reads: Tensor) -> Tensor:
         g, n, _, e = self.sizes
@@ -117,10 +150,9 @@ class Attention(_Generated):
         splits = max(1, min(64, PROGRAMS // g))
         sums = k.new_empty((g, splits, n, e), dtype=torch.float32)
         marks = k.new_empty((g, splits, n, 2), dtype=torch.float32)
-        if self._arrived is None or self._arrived.device != k.device:
-            self._arrived = torch.zeros(g, dtype=torch.int32, device=k.device)
         _kernel(self.source)[(g, splits)](
-            *reads, result, k, v, sums, marks, self._arrived, *k.stride()[1:3], *v.stride()[1:3], k.shape[2], splits,
+            *reads, result, k, v, sums, marks, self._arrived(g, k.device),
+            *k.stride()[1:3], *v.stride()[1:3], k.shape[2], splits,
             BLOCK_N=self.block_n, BLOCK_S=padded(splits), num_warps=4, num_stages=2, **_dependent_launch(k.device),
         )  # fmt: skip
         return result

@@ -103,3 +103,28 @@ def better(value, place, other, at):
     is_equal = (value == other) | ((value != value) & (other != other))
     takes = is_first | (is_equal & (place < at))
     return tl.where(takes, value, other), tl.where(takes, place, at)
+
+
+@triton.jit
+def largest(x, result, values, places, arrived, size, PDL: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The place of the largest of many numbers; the program that ends last compares what the others found.
+
+    Args:
+        x: `[size]`; result `[1]` int64; values, places: of each program.
+        arrived: `[1]` int32, zero, and zero again at the end.
+    """
+    pid, programs = tl.program_id(0), tl.num_programs(0)
+    let_next_start(PDL)
+    wait(PDL)
+    at = pid * BLOCK + tl.arange(0, BLOCK)
+    found, place = tl.reduce((tl.load(x + at, mask=at < size, other=-float("inf")).to(tl.float32), at), 0, better)
+    tl.store(values + pid, found)
+    tl.store(places + pid, place)
+    tl.debug_barrier()
+    if tl.atomic_add(arrived, 1, sem="acq_rel") == programs - 1:
+        own = tl.arange(0, BLOCK_P)
+        of_all = tl.load(values + own, mask=own < programs, other=-float("inf"), cache_modifier=".cg")
+        where = tl.load(places + own, mask=own < programs, other=size, cache_modifier=".cg")
+        _, first = tl.reduce((of_all, where), 0, better)
+        tl.store(result, first.to(tl.int64))
+        tl.store(arrived, 0)
