@@ -141,18 +141,19 @@ class Attention(_Generated):
     def __init__(self, text: Text, site: Site) -> None:
         super().__init__(text)
         self.sizes = site.sizes
-        self.block_n = 64 if max(self.sizes[2:]) <= 128 else 32
+        self.block_n, self.warps = 64 if max(self.sizes[2:]) <= 128 else 32, 4
+        self.splits = max(1, min(64, PROGRAMS // self.sizes[0]))
         self._arrived = Arrived()
 
     def forward(self, k: Tensor, v: Tensor, *reads: Tensor) -> Tensor:
         g, n, _, e = self.sizes
         (result,) = self.made(reads[0])
-        splits = max(1, min(64, PROGRAMS // g))
+        splits = self.splits
         sums = k.new_empty((g, splits, n, e), dtype=torch.float32)
         marks = k.new_empty((g, splits, n, 2), dtype=torch.float32)
         _kernel(self.source)[(g, splits)](
             *reads, result, k, v, sums, marks, self._arrived(g, k.device),
             *k.stride()[1:3], *v.stride()[1:3], k.shape[2], splits,
-            BLOCK_N=self.block_n, BLOCK_S=padded(splits), num_warps=4, num_stages=2, **_dependent_launch(k.device),
+            BLOCK_N=self.block_n, BLOCK_S=padded(splits), num_warps=self.warps, num_stages=2, **_dependent_launch(k.device),
         )  # fmt: skip
         return result
