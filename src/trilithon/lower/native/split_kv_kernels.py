@@ -116,29 +116,21 @@ def keep_marks(marks, best, total, m, rows):
 
 
 @triton.jit
-def put_together(sums, marks, first, step, splits, e, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr):
-    """The parts `first, first + step, ...` of one query put together, `[e]`; a query that sees no key gives 0."""
-    part, own_e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_E)
-    place = first + part * step
-    best = tl.load(marks + place * 2, mask=part < splits, other=-float("inf"), cache_modifier=".cg")
-    total = tl.load(marks + place * 2 + 1, mask=part < splits, other=0.0, cache_modifier=".cg")
-    highest = tl.max(best, 0)
-    weight = tl.exp2(best - tl.where(highest == -float("inf"), 0.0, highest))
-    inside = (part[:, None] < splits) & (own_e[None] < e)
-    tile = tl.load(sums + place[:, None] * e + own_e[None], mask=inside, other=0.0, cache_modifier=".cg")
-    divisor = tl.sum(total * weight, 0)
-    return tl.sum(tile * weight[:, None], 0) / tl.where(divisor == 0.0, 1.0, divisor)
-
-
-@triton.jit
 def combine(
     sums, marks, result, r_b, r_h, r_s, g, s, rows, splits, e,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Each query of each key head: its parts put together."""
+    """The parts of one query put together; a query that sees no key gives 0."""
     group, m = tl.program_id(0), tl.program_id(1)
-    own_e = tl.arange(0, BLOCK_E)
-    value = put_together(sums, marks, group * splits * rows + m, rows, splits, e, BLOCK_S, BLOCK_E)
+    part, own_e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_E)
+    place = (group * splits + part) * rows + m
+    best = tl.load(marks + place * 2, mask=part < splits, other=-float("inf"))
+    total = tl.load(marks + place * 2 + 1, mask=part < splits, other=0.0)
+    highest = tl.max(best, 0)
+    weight = tl.exp2(best - tl.where(highest == -float("inf"), 0.0, highest))
+    tile = tl.load(sums + place[:, None] * e + own_e[None], mask=(part[:, None] < splits) & (own_e[None] < e), other=0.0)
+    divisor = tl.sum(total * weight, 0)
+    value = tl.sum(tile * weight[:, None], 0) / tl.where(divisor == 0.0, 1.0, divisor)
     row, head = group // g, group % g
     at = result + row * r_b + (head * (rows // s) + m // s) * r_h + (m % s) * r_s
     tl.store(at + own_e, value.to(result.dtype.element_ty), mask=own_e < e)

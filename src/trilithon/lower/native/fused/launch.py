@@ -17,23 +17,24 @@ from trilithon.lower.native.fused.expressions import padded
 from trilithon.lower.native.fused.text import Segment, Site, Text
 from trilithon.lower.native.split_kv import PROGRAMS
 
-TILE = 16384  # weights of a program
+A_WARP = 2048  # weights that a warp loads at once
+TILE = 16384  # numbers that a program holds
 PIECE = 1024  # numbers that a program compares
 FILLED = 264  # programs that keep a large GPU busy
 
 
 @cache
-def _kernel(source: str) -> Any:
+def _kernel(name: str, source: str) -> Any:
     """The Triton function of a source; Triton reads it from a file."""
-    name = f"trilithon_step_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
-    path = Path(tempfile.gettempdir()) / f"trilithon-{os.getuid()}" / f"{name}.py"
+    module_name = f"trilithon_step_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    path = Path(tempfile.gettempdir()) / f"trilithon-{os.getuid()}" / f"{module_name}.py"
     path.parent.mkdir(mode=0o700, exist_ok=True)
     path.write_text(source)
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.kernel
+    return getattr(module, name)
 
 
 @cache
@@ -47,13 +48,13 @@ class _Generated(nn.Module):
     """A kernel with what it makes.
 
     Attributes:
-        source: of the kernel.
+        name, source: of the kernel.
         results: shape and type of each value it makes.
     """
 
     def __init__(self, text: Text) -> None:
         super().__init__()
-        self.source = text.source
+        self.name, self.source = text.name, text.source
         self.results = [(tuple(x.meta["val"].shape), x.meta["val"].dtype) for x in text.makes]
 
     def made(self, like: Tensor) -> list[Tensor]:
@@ -65,7 +66,7 @@ class Values(_Generated):
 
     def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
         made = self.made(reads[0])
-        _kernel(self.source)[(len(made),)](*reads, *made, num_warps=4, **_dependent_launch(reads[0].device))
+        _kernel(self.name, self.source)[(len(made),)](*reads, *made, num_warps=4, **_dependent_launch(reads[0].device))
         return tuple(made)
 
 
@@ -85,22 +86,23 @@ class Products(_Generated):
         made = self.made(reads[0])
         grid = (sum(-(-n // self.rows) for n in self.widths),)
         launch = _dependent_launch(reads[0].device)
-        _kernel(self.source)[grid](*reads, *made, ROWS=self.rows, num_warps=self.warps, **launch)
+        _kernel(self.name, self.source)[grid](*reads, *made, ROWS=self.rows, num_warps=self.warps, **launch)
         return tuple(made)
 
 
 def tile(width: int, widths: list[int], matrices: int) -> tuple[int, int]:
-    """Rows of a program, and its warps: as many numbers as registers can hold, and programs enough for the whole GPU.
+    """Rows of a program, and its warps: 64 numbers a thread were fastest, if that makes programs for the whole GPU.
 
     Args:
         width: of a row.
         widths: rows of each segment.
         matrices: whose rows a program multiplies at once.
     """
-    most = max(1, TILE // (padded(width) * matrices))
+    numbers = padded(width) * matrices
+    warps = 8 if numbers > 4096 else 2 if matrices > 1 else 4
+    rows = max(1, warps * A_WARP // numbers)
     fair = max(1, sum(widths) // FILLED)
-    rows = min(16, most, 1 << (fair.bit_length() - 1))
-    return rows, 8 if rows * padded(width) * matrices >= TILE // 2 else 4
+    return min(rows, 1 << (fair.bit_length() - 1)), warps
 
 
 class Largest(nn.Module):
@@ -141,8 +143,10 @@ class Attention(_Generated):
     def __init__(self, text: Text, site: Site) -> None:
         super().__init__(text)
         self.sizes = site.sizes
-        self.block_n, self.warps = 64 if max(self.sizes[2:]) <= 128 else 32, 4
-        self.splits = max(1, min(64, PROGRAMS // self.sizes[0]))
+        g, n, d, e = self.sizes
+        self.splits, self.warps = max(1, min(64, 2 * PROGRAMS // g)), 4
+        self.block_n = 128 if max(d, e) <= 64 else 64 if max(d, e) <= 128 else 32
+        self.block_s = max(1, min(64, TILE // 2 // (padded(n) * max(16, padded(e)))))
         self._arrived = Arrived()
 
     def forward(self, k: Tensor, v: Tensor, *reads: Tensor) -> Tensor:
@@ -151,9 +155,9 @@ class Attention(_Generated):
         splits = self.splits
         sums = k.new_empty((g, splits, n, e), dtype=torch.float32)
         marks = k.new_empty((g, splits, n, 2), dtype=torch.float32)
-        _kernel(self.source)[(g, splits)](
+        _kernel(self.name, self.source)[(g, splits)](
             *reads, result, k, v, sums, marks, self._arrived(g, k.device),
             *k.stride()[1:3], *v.stride()[1:3], k.shape[2], splits,
-            BLOCK_N=self.block_n, BLOCK_S=padded(splits), num_warps=self.warps, num_stages=2, **_dependent_launch(k.device),
+            BLOCK_N=self.block_n, BLOCK_S=self.block_s, num_warps=self.warps, num_stages=2, **_dependent_launch(k.device),
         )  # fmt: skip
         return result

@@ -9,7 +9,6 @@ from trilithon.lower.native.split_kv_kernels import (
     first_and_end,
     is_seen,
     keep_marks,
-    put_together,
     scored,
     tanh,
     weighed,
@@ -31,69 +30,123 @@ def wait(PDL: tl.constexpr):
 
 
 @triton.jit
-def fresh_score(q, k_new, scale, softcap, CAPPED: tl.constexpr):
-    """The scores `[m]` of the token at hand."""
-    score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * scale
-    if CAPPED:
-        score = softcap * tanh(score / softcap)
-    return score * LOG2E
+def own_part(
+    start, part, t, splits,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The slots of one part of the keys, from the first to behind the last, and how many parts have any."""
+    first, end = first_and_end(start, 0, t, WINDOW, CHUNK, False)
+    if RING:
+        first, end = start * 0, tl.minimum(start, t)
+    each = tl.maximum(tl.cdiv(tl.cdiv(end - first, splits), BLOCK_N), 1) * BLOCK_N
+    begin = first + part * each
+    return begin, tl.minimum(begin + each, end), tl.maximum(tl.cdiv(end - first, each), 1)
+
+
+@triton.jit
+def load_tile(
+    k, v, group, begin, stop, k_g, k_t, v_g, v_t,
+    D: tl.constexpr, E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Keys `[d n]` and values `[n e]`."""
+    slot, own_d, own_e = begin + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
+    at_k = k + group.to(tl.int64) * k_g + own_d[:, None] + slot[None] * k_t
+    at_v = v + group.to(tl.int64) * v_g + own_e[None] + slot[:, None] * v_t
+    tile_k = tl.load(at_k, mask=(slot[None] < stop) & (own_d[:, None] < D), other=0.0)
+    tile_v = tl.load(at_v, mask=(slot[:, None] < stop) & (own_e[None] < E), other=0.0)
+    return tile_k, tile_v
+
+
+@triton.jit
+def take_tile(
+    q, tile_k, tile_v, slot, stop, start, t, best, total, acc, scale, softcap,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    """Softmax over more keys: the highest score `[m]`, the sum of the weights `[m]`, and of weighed values `[m e]`."""
+    key = slot
+    if RING:
+        key = start - (start - slot) % t
+    seen = (slot < stop) & (key < start) & is_seen(key, start, WINDOW, CHUNK)
+    scores = scored(q, tile_k, q, seen, scale, softcap, CAPPED, False)
+    scores = tl.where(seen[None], scores * LOG2E, -float("inf"))
+    higher = tl.maximum(best, tl.max(scores, 1))
+    safe = tl.where(higher == -float("inf"), 0.0, higher)
+    weights, shrink = tl.exp2(scores - safe[:, None]), tl.exp2(best - safe)
+    acc = acc * shrink[:, None] + weighed(weights, tile_v, q, seen, q, False)
+    return higher, total * shrink + tl.sum(weights, 1), acc
 
 
 @triton.jit
 def attend_token(
-    q, k_new, v_new, k, v, start, group, part, sums, marks, arrived, result,
+    q, k_new, v_new, tile_k, tile_v, k, v, start, begin, stop, active, group, part, sums, marks, arrived, result,
     k_g, k_t, v_g, v_t, t, splits, scale, softcap,
     N: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr, CAPPED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """One token over a cache: the queries of one key head, over one part of the keys; the last part to end puts all together.
 
-    The last part also writes the token's key and value into their slot, and takes them from registers.
+    The first part also writes the token's key and value into their slot, and takes them from registers.
 
     Args:
         q: `[BLOCK_M, BLOCK_D]`; k_new `[1, BLOCK_D]`; v_new `[1, BLOCK_E]`.
+        tile_k, tile_v: the first keys and values of the part.
         arrived: `[g]` int32, zeros, and again zeros at the end.
     """
     m, n, own_d, own_e = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
-    at_k, at_v = k + group.to(tl.int64) * k_g, v + group.to(tl.int64) * v_g
-    is_last, fresh = part == splits - 1, start % t
-    tl.store(at_k + fresh * k_t + own_d[None], k_new, mask=is_last & (own_d[None] < D))
-    tl.store(at_v + fresh * v_t + own_e[None], v_new, mask=is_last & (own_e[None] < E))
-    best = tl.where(is_last & (m < N), fresh_score(q, k_new, scale, softcap, CAPPED), -float("inf"))
-    total = tl.where(is_last & (m < N), 1.0, 0.0)
-    acc = tl.where((is_last & (m < N))[:, None], v_new.to(tl.float32), 0.0)
-    first, end = first_and_end(start, 0, t, WINDOW, CHUNK, False)
-    if RING:
-        first, end = start * 0, tl.minimum(start, t)
-    each = tl.cdiv(tl.cdiv(end - first, splits), BLOCK_N) * BLOCK_N
-    begin = first + part * each
-    stop = tl.minimum(begin + each, end)
-    for at in range(begin, stop, BLOCK_N):
-        slot, inside = at + n, at + n < stop
-        tile_k = tl.load(at_k + own_d[:, None] + slot[None] * k_t, mask=inside[None] & (own_d[:, None] < D), other=0.0)
-        tile_v = tl.load(at_v + own_e[None] + slot[:, None] * v_t, mask=inside[:, None] & (own_e[None] < E), other=0.0)
-        scores = scored(q, tile_k, k, inside, scale, softcap, CAPPED, False)
-        key = slot
-        if RING:
-            key = start - (start - slot) % t
-        seen = inside & (key < start) & is_seen(key, start, WINDOW, CHUNK)
-        scores = tl.where(seen[None] & (m < N)[:, None], scores * LOG2E, -float("inf"))
-        higher = tl.maximum(best, tl.max(scores, 1))
-        safe = tl.where(higher == -float("inf"), 0.0, higher)
-        weights, shrink = tl.exp2(scores - safe[:, None]), tl.exp2(best - safe)
-        total = total * shrink + tl.sum(weights, 1)
-        acc = acc * shrink[:, None] + weighed(weights, tile_v, v, inside, q, False)
-        best = higher
+    fresh = start % t
+    at_k, at_v = k + group.to(tl.int64) * k_g + fresh * k_t, v + group.to(tl.int64) * v_g + fresh * v_t
+    tl.store(at_k + own_d[None], k_new, mask=(part == 0) & (own_d[None] < D))
+    tl.store(at_v + own_e[None], v_new, mask=(part == 0) & (own_e[None] < E))
+    score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * scale
+    if CAPPED:
+        score = softcap * tanh(score / softcap)
+    best = tl.where(part == 0, score * LOG2E, -float("inf"))
+    total = tl.where(part == 0, tl.full([BLOCK_M], 1.0, tl.float32), 0.0)
+    acc = tl.where(part == 0, tl.zeros([BLOCK_M, BLOCK_E], tl.float32) + v_new.to(tl.float32), 0.0)
+    best, total, acc = take_tile(
+        q, tile_k, tile_v, begin + n, stop, start, t, best, total, acc, scale, softcap, WINDOW, CHUNK, RING, CAPPED
+    )
+    for at in range(begin + BLOCK_N, stop, BLOCK_N):
+        more_k, more_v = load_tile(k, v, group, at, stop, k_g, k_t, v_g, v_t, D, E, BLOCK_N, BLOCK_D, BLOCK_E)
+        best, total, acc = take_tile(
+            q, more_k, more_v, at + n, stop, start, t, best, total, acc, scale, softcap, WINDOW, CHUNK, RING, CAPPED
+        )
     at_out = (group * splits + part) * N
     tl.store(sums + (at_out + m)[:, None] * E + own_e[None], acc, mask=(m[:, None] < N) & (own_e[None] < E))
     keep_marks(marks + at_out * 2, best, total, m, N)
     tl.debug_barrier()
-    if tl.atomic_add(arrived + group, 1, sem="acq_rel") == splits - 1:
-        for head in tl.static_range(N):
-            value = put_together(sums, marks, group * splits * N + head, N, splits, E, BLOCK_S, BLOCK_E)
-            tl.store(result + (group * N + head) * E + own_e, value.to(result.dtype.element_ty), mask=own_e < E)
+    if tl.atomic_add(arrived + group, 1, sem="acq_rel") == active - 1:
+        put_together(sums, marks, result, group, splits, active, N, E, BLOCK_S, BLOCK_H, BLOCK_E)
         tl.store(arrived + group, 0)
+
+
+@triton.jit
+def put_together(
+    sums, marks, result, group, splits, active,
+    N: tl.constexpr, E: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """What all parts found, for all queries of a key head at once."""
+    s, h, own_e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_E)
+    best, total = tl.full([BLOCK_H], -float("inf"), tl.float32), tl.zeros([BLOCK_H], tl.float32)
+    acc = tl.zeros([BLOCK_H, BLOCK_E], tl.float32)
+    for at in range(0, active, BLOCK_S):
+        place = (group * splits + at + s)[:, None] * N + h[None]
+        inside = (at + s < active)[:, None] & (h < N)[None]
+        of_e = inside[:, :, None] & (own_e < E)[None, None]
+        tile = tl.load(sums + place[:, :, None] * E + own_e[None, None], mask=of_e, other=0.0, cache_modifier=".cg")
+        mark = tl.load(marks + place * 2, mask=inside, other=-float("inf"), cache_modifier=".cg")
+        part_total = tl.load(marks + place * 2 + 1, mask=inside, other=0.0, cache_modifier=".cg")
+        higher = tl.maximum(best, tl.max(mark, 0))
+        safe = tl.where(higher == -float("inf"), 0.0, higher)
+        weight, shrink = tl.exp2(mark - safe[None]), tl.exp2(best - safe)
+        total = total * shrink + tl.sum(part_total * weight, 0)
+        acc = acc * shrink[:, None] + tl.sum(tile * weight[:, :, None], 0)
+        best = higher
+    value = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    at_out = result + (group * N + h)[:, None] * E + own_e[None]
+    tl.store(at_out, value.to(result.dtype.element_ty), mask=(h < N)[:, None] & (own_e < E)[None])
 
 
 @triton.jit

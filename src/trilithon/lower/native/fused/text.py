@@ -14,11 +14,11 @@ HEADER = '''"""Made by Trilithon of one region of a decode step."""
 import triton
 import triton.language as tl
 
-from trilithon.lower.native.fused.step_kernels import attend_token, let_next_start, tanh, wait
+from trilithon.lower.native.fused.step_kernels import attend_token, let_next_start, load_tile, own_part, tanh, wait
 
 
 @triton.jit
-def kernel({parameters}):
+def {name}({parameters}):
 '''
 LARGE = 1 << 31
 
@@ -27,6 +27,7 @@ LARGE = 1 << 31
 class Text:
     """A kernel: its source, what it reads (`p0, p1, ...`) and what it makes (`o0, o1, ...`)."""
 
+    name: str
     source: str
     reads: tuple[Node, ...]
     makes: tuple[Node, ...]
@@ -79,7 +80,8 @@ def text_of_products(x: Node, segments: Sequence[Segment], is_stored: Callable[[
         lines += [f"    {line}" for line in emitter.lines]
         begin = end
     makes = (*(s.end for s in segments), *sides)
-    return _text(leaves, makes, lines, "PDL: tl.constexpr, ROWS: tl.constexpr")
+    name = "_".join(("products", str(extent(x)[1]), *(str(s.width) for s in segments)))
+    return _text(name, leaves, makes, lines, "PDL: tl.constexpr, ROWS: tl.constexpr")
 
 
 def _of_columns(width: int) -> Frame:
@@ -139,7 +141,7 @@ def text_of_values(nodes: Sequence[Node], is_stored: Callable[[Node], bool]) -> 
         made = emitter.value(node, frame)
         emitter.lines.append(f"tl.store(o{number} + {place}, {made}{f', mask={frame.inside}' if frame.inside else ''})")
         lines += [f"if pid == {number}:", *(f"    {line}" for line in emitter.lines)]
-    return _text(leaves, nodes, lines, "PDL: tl.constexpr")
+    return _text("values", leaves, nodes, lines, "PDL: tl.constexpr")
 
 
 @dataclass(frozen=True)
@@ -182,31 +184,35 @@ def text_of_attention(site: Site, result: Node, is_stored: Callable[[Node], bool
     leaves: list[Node] = []
     _, n, d, e = site.sizes
     emitter = Emitter(leaves, is_stored, least=16)
-    block_m = max(16, padded(n))
-    emitter.lines += ["group, part = tl.program_id(0), tl.program_id(1)", "let_next_start(PDL)"]
-    emitter.lines.append(f"m = tl.arange(0, {block_m})[:, None]")
-    head = emitter.assign(f"group * {n} + m")
-    emitter.lines.append("wait(PDL)")
+    sizes = f"D={d}, E={e}, BLOCK_N=BLOCK_N, BLOCK_D={max(16, padded(d))}, BLOCK_E={max(16, padded(e))}"
+    mask = f"WINDOW={site.window}, CHUNK={site.chunk}, RING={site.ring}"
+    start = emitter.value(site.start, Frame())
+    emitter.lines.append(f"begin, stop, active = own_part({start}, part, t, splits, {mask}, BLOCK_N=BLOCK_N)")
+    early, emitter.lines = emitter.lines, []
+    strides = "k_g, k_t, v_g, v_t"
+    emitter.lines.append(f"tile_k, tile_v = load_tile(k_cache, v_cache, group, begin, stop, {strides}, {sizes})")
+    emitter.lines.append(f"m = tl.arange(0, {max(16, padded(n))})[:, None]")
+    emitter.lines += [f"head = group * {n} + m", "wait(PDL)"]
     q, k, v = (
         emitter.value(x, Frame(row, column.column, inside, column.column_inside))
         for x, row, inside, column in (
-            (site.q, head, f"m < {n}", emitter.whole(d)),
+            (site.q, "head", f"m < {n}", emitter.whole(d)),
             (site.k, "group", "", emitter.whole(d)),
             (site.v, "group", "", emitter.whole(e)),
         )
     )
-    start = emitter.value(site.start, Frame())
     emitter.lines.append(
-        f"attend_token({q}, {k}, {v}, k_cache, v_cache, {start}, group, part, sums, marks, arrived, o0, "
-        f"k_g, k_t, v_g, v_t, t, splits, {site.scale!r}, {site.softcap!r}, "
-        f"N={n}, D={d}, E={e}, WINDOW={site.window}, CHUNK={site.chunk}, RING={site.ring}, CAPPED={bool(site.softcap)}, "
-        f"BLOCK_M={block_m}, BLOCK_N=BLOCK_N, BLOCK_D={max(16, padded(d))}, BLOCK_E={max(16, padded(e))}, BLOCK_S=BLOCK_S)"
+        f"attend_token({q}, {k}, {v}, tile_k, tile_v, k_cache, v_cache, {start}, begin, stop, active, group, part, "
+        f"sums, marks, arrived, o0, {strides}, t, splits, {site.scale!r}, {site.softcap!r}, N={n}, {sizes}, {mask}, "
+        f"CAPPED={bool(site.softcap)}, BLOCK_M={max(16, padded(n))}, BLOCK_S=BLOCK_S, BLOCK_H={padded(n)})"
     )
-    more = "k_cache, v_cache, sums, marks, arrived, k_g, k_t, v_g, v_t, t, splits, PDL: tl.constexpr, "
-    return _text(leaves, (result,), emitter.lines, more + "BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr")
+    lines = ["group, part = tl.program_id(0), tl.program_id(1)", "let_next_start(PDL)", *early, "if part < active:"]
+    lines += [f"    {line}" for line in emitter.lines]
+    more = f"k_cache, v_cache, sums, marks, arrived, {strides}, t, splits, PDL: tl.constexpr, "
+    return _text(f"attention_{n}_{d}", leaves, (result,), lines, more + "BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr")
 
 
-def _text(leaves: Sequence[Node], makes: Sequence[Node], lines: Sequence[str], more: str) -> Text:
+def _text(name: str, leaves: Sequence[Node], makes: Sequence[Node], lines: Sequence[str], more: str) -> Text:
     names = ", ".join([f"p{i}" for i in range(len(leaves))] + [f"o{i}" for i in range(len(makes))] + [more])
     body = "".join(f"    {line}\n" for line in lines)
-    return Text(HEADER.format(parameters=names) + body, tuple(leaves), tuple(makes))
+    return Text(name, HEADER.format(name=name, parameters=names) + body, tuple(leaves), tuple(makes))
