@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from trilithon.errors import CannotLower, InputError
@@ -63,8 +65,9 @@ def lower_module(
         options: whether to use Inductor; what TensorRT builds for.
         name: of the program, e.g. "decode".
         inputs: what it takes.
-        role: "step": one token, static shapes, run many times: compiled by Inductor on a GPU. "sequence": any number
-            of tokens: compiled only if the options ask for it, once for all lengths.
+        role: "step": one token, run many times: compiled by Inductor on a GPU, once for each number of rows; the only
+            other sizes that are not fixed are those of caches. "sequence": any number of tokens: compiled only if the
+            options ask for it, once for all lengths.
         exact: TensorRT adds up products of halves in float32, which is slower.
     """
     if backend == "eager":
@@ -76,4 +79,24 @@ def lower_module(
     lowered = lower_native(gm, trim=device == "cpu" and not wanted, split=device == "cuda" and has_triton())
     if not wanted:
         return lowered
-    return torch.compile(lowered, dynamic=role == "sequence", fullgraph=True)
+    if role == "sequence":
+        return torch.compile(lowered, dynamic=True, fullgraph=True)
+    free = [(place, i) for place, x in enumerate(inputs) for i, axis in enumerate(x.axes) if i and not axis.is_fixed]
+    return _Step(torch.compile(lowered, dynamic=False, fullgraph=True), tuple(free))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A module compiled for the sizes that it is called with, save `free` ones, which may be any.
+
+    Attributes:
+        free: which input, and which of its axes.
+    """
+
+    compiled: Callable[..., Any]
+    free: tuple[tuple[int, int], ...]
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        for place, axis in self.free:  # a mark is of a tensor object, and views of a cache are new in each call
+            torch._dynamo.maybe_mark_dynamic(inputs[place], axis)
+        return self.compiled(*inputs)
