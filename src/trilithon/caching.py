@@ -36,6 +36,8 @@ from trilithon.spec.masks import SlidingWindow, parse, parts
 
 DEFAULT_TOKENS = 4096
 LEAST_SLOTS = 1024  # tokens a row that a cache which grows is allocated for at first
+CANARY = (6,)  # tokens of the prompts that a native decoder is verified with
+CANARY_8BIT = (6, 70)  # also one that turns short rings over, and goes past the 64 keys that a GPU reads at once
 CONTEXT_TOKENS = 9  # of the canary of a context, where it may have any number
 TIMES = 3.0  # most times the error of eager, both against a wider type, that logits of an engine may have
 EXACT = "products of halves are added up in float32 parts"
@@ -127,7 +129,7 @@ def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[
         if not options.verify:
             return
         times = allowed_times(decoder.modules.decode, plan.device, options)
-        lengths = (6,) if times is None else _canary_lengths(source.program)
+        lengths = (CANARY if options.cache_dtype is None else CANARY_8BIT) if times is None else _canary_lengths(source.program)
         given = _given(source, plan, min(2, options.max_batch))
         if plan.context is not None:
             decoder.take_context(tuple(given.values()), min(2, options.max_batch))
