@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
 
 from trilithon.errors import CannotCache, InputError, VerificationFailed
 from trilithon.lower.backend import Role, lower_module
@@ -37,6 +36,9 @@ from trilithon.spec.assumption import Assumption
 from trilithon.spec.masks import SlidingWindow, parse, parts
 
 DEFAULT_TOKENS = 4096
+LEAST_SLOTS = 1024  # tokens a row that a cache which grows is allocated for at first
+CANARY = (6,)  # tokens of the prompts that a native decoder is verified with
+CANARY_8BIT = (6, 70)  # also one that turns short rings over, and goes past the 64 keys that a GPU reads at once
 CONTEXT_TOKENS = 9  # of the canary of a context, where it may have any number
 TIMES = 3.0  # most times the error of eager, both against a wider type, that logits of an engine may have
 EXACT = "products of halves are added up in float32 parts"
@@ -128,7 +130,7 @@ def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[
         if not options.verify:
             return
         times = allowed_times(decoder.modules.decode, plan.device, options)
-        lengths = (6,) if times is None else _canary_lengths(source.program)
+        lengths = (CANARY if options.cache_dtype is None else CANARY_8BIT) if times is None else _canary_lengths(source.program)
         given = _given(source, plan, min(2, options.max_batch))
         if plan.context is not None:
             decoder.take_context(tuple(given.values()), min(2, options.max_batch))
@@ -189,10 +191,12 @@ def build_right(
 
 def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options, exact: bool) -> CachedDecoder:
     native, context = backend != "tensorrt", plan.context
+    first = min(LEAST_SLOTS, plan.max_tokens) if native else None  # engines are built for one size
 
     def lowered(name: str, mode: Mode) -> Callable[..., Any]:
         gm = insert_cache(program, mode, all_logits=mode == "extend", rings=native, stored=_stored(options))
-        inputs = cached_inputs(gm, plan.kept, plan.max_tokens, options.max_batch, most_tokens=1 if mode == "step" else None)
+        most = 1 if mode == "step" else None
+        inputs = cached_inputs(gm, plan.kept, plan.max_tokens, options.max_batch, most_tokens=most, first_tokens=first)
         role: Role = "step" if mode == "step" and context is None else "sequence"  # no Inductor for each length of a context
         return lower_module(gm, backend, options, role=role, name=name, inputs=inputs, exact=exact)
 
@@ -202,8 +206,7 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
         extend=lowered("extend", "extend") if native else None,  # an engine more would hold the weights once more
     )
     graphs = plan.device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
-    grows = isinstance(modules.decode, GraphModule)  # Inductor would compile each size anew, and engines are built for one
-    decoder = CachedDecoder(modules, plan.kept, plan.max_tokens, options.max_batch, plan.device, graphs, grows)
+    decoder = CachedDecoder(modules, plan.kept, plan.max_tokens, options.max_batch, plan.device, graphs, first)
     if context is not None:
         module = lower_module(context.module, backend, options, role="sequence", name="context", inputs=())
         decoder.context = HeldContext(module, context.inputs, _has_rows(program, plan.inputs, context), decoder.drop_graphs)

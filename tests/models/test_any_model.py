@@ -16,7 +16,7 @@ import trilithon
 from trilithon import CannotCache, InputError, Options
 from zoo.families import FAMILIES
 
-NAMES = ("gpt-neox", "opt", "bloom", "falcon", "gemma2", "gemma3", "mixtral", "llama4")
+NAMES = ("gpt-neox", "opt", "bloom", "mpt", "falcon", "gemma2", "gemma3", "mixtral", "llama4")
 COLUMNS = ("llama4",)  # transformers counts its chunks from the first column, padding included
 NEW = 16
 
@@ -174,6 +174,21 @@ def test_the_export_says_how_many_tokens_fit() -> None:
     assert torch.equal(llm.generate(prompts(), max_new_tokens=NEW), by_hand(model, prompts()))
     with pytest.raises(InputError, match="max_tokens=41 must be between 2 and 40"):
         trilithon.compile(program, max_tokens=41)
+
+
+def test_mpt_generates_up_to_the_size_that_its_export_leaves_out() -> None:
+    """Of 64 positions export leaves out the last: `max(0, 64 - s)` is then 0, and the bias not a slice."""
+    model = lively("mpt")
+    llm = trilithon.compile(model, options=Options(max_batch=2))
+    assert llm.max_tokens == 63
+    ids = torch.randint(3, 60, (2, 63), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = model(ids, use_cache=False).logits
+    llm.decoder.prefill(ids[:, :5], torch.zeros(2, dtype=torch.int64))
+    for i in range(5, 63):
+        torch.testing.assert_close(llm.decoder.decode(ids[:, i]), want[:, i], rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="must have 1 to 63 entries, got 64"):
+        llm(torch.ones(1, 64, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(

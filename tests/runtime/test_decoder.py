@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,10 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 import trilithon
 from models.configs import tiny
-from trilithon import InputError, Options
+from trilithon import InputError, Options, caching
 from trilithon.errors import CapacityExceeded
 from trilithon.rewrite.insert_cache import SPARE
-from trilithon.runtime import decoder as decoder_module
 from trilithon.runtime.decoder import CachedDecoder
 from zoo.families import FAMILIES as ZOO
 
@@ -107,7 +105,7 @@ def choose(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> None
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_schedules(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder_module, "LEAST_SLOTS", 16)  # so that it grows
+    monkeypatch.setattr(caching, "LEAST_SLOTS", 16)  # so that it grows
     decoder, generator = compiled(family), random.Random(family)
     for _ in range(4):
         rows = Rows(family)
@@ -208,10 +206,3 @@ def test_the_first_and_the_last_token_can_be_best() -> None:
     decoder = trilithon.compile(ends, max_tokens=32, options=Options(verify=False)).decoder
     decoder.prefill(torch.tensor([[5]]), torch.tensor([0]))
     assert float(decoder.decode(torch.tensor([5])).abs().max()) == 0 and decoder.best.tolist() == [0]
-
-
-def test_only_what_is_not_compiled_for_a_size_grows() -> None:
-    short = Options(verify=False)
-    grown = trilithon.compile(model("llama-3.2"), max_tokens=120, options=short).decoder
-    compiled_once = trilithon.compile(model("llama-3.2"), max_tokens=120, options=replace(short, inductor=True)).decoder
-    assert grown.grows and not compiled_once.grows

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from trilithon.errors import CaptureError, InputError
 
@@ -124,7 +125,29 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             functional.graph.erase_node(node)
     functional.graph_module.recompile()
+    _leave_out_longest(functional)
     return functional
+
+
+def _leave_out_longest(program: ExportedProgram) -> None:
+    """Take the greatest size of an input's axis out of its range, where an assertion of the program fails.
+
+    Export decides a branch for the sizes of the example, and asserts that no other size takes the other branch: of a slice
+    from `max(0, size - s)` on, that it is not the whole table. Only sizes that each call is checked for may be left out.
+    """
+    held = [node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")]
+    axes = {str(size) for x in held if isinstance(x, torch.Tensor) for size in x.shape if isinstance(size, torch.SymInt)}
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default):
+        checked = node.args[0]
+        condition: Any = checked.meta.get("val") if isinstance(checked, torch.fx.Node) else checked
+        symbols = condition.node.expr.free_symbols if isinstance(condition, torch.SymBool) else ()
+        symbol = next(iter(symbols)) if len(symbols) == 1 else None
+        allowed = program.range_constraints.get(symbol) if str(symbol) in axes else None
+        if allowed is None or not allowed.upper.is_Integer or allowed.upper <= allowed.lower:
+            continue
+        holds = [bool(condition.node.expr.subs({symbol: size})) for size in (allowed.upper - 1, allowed.upper)]
+        if holds == [True, False]:
+            program.range_constraints[symbol] = ValueRanges(allowed.lower, allowed.upper - 1)
 
 
 def automatic_shapes(example: Example) -> dict[str, Any]:

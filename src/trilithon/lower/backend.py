@@ -12,7 +12,7 @@ from trilithon.errors import CannotLower, InputError
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.lower import lower_native
 from trilithon.lower.native.split_kv import has_triton
-from trilithon.lower.native.step import make_step
+from trilithon.lower.native.step import compiled_step, make_step
 from trilithon.lower.tensorrt.engine import resolve_target
 from trilithon.lower.tensorrt.library import library, version
 from trilithon.lower.tensorrt.lower import lower_tensorrt
@@ -64,8 +64,9 @@ def lower_module(
         options: whether to use Inductor; what TensorRT builds for.
         name: of the program, e.g. "decode".
         inputs: what it takes.
-        role: "step": one token, static shapes, run many times: on a GPU made of generated kernels, or compiled by
-            Inductor. "sequence": any number of tokens: compiled only if the options ask for it, once for all lengths.
+        role: "step": one token, run many times: on a GPU made of generated kernels for one row, else compiled by Inductor,
+            once for each number of rows; the only other sizes that are not fixed are those of caches. "sequence": any
+            number of tokens: compiled only if the options ask for it, once for all lengths.
         exact: TensorRT adds up products of halves in float32, which is slower.
     """
     if backend == "eager":
@@ -77,6 +78,6 @@ def lower_module(
     lowered = lower_native(gm, trim=device == "cpu" and not wanted, split=device == "cuda" and has_triton())
     if not wanted:
         return lowered
-    if role == "step" and device == "cuda" and has_triton():
-        return make_step(lowered, inputs)
-    return torch.compile(lowered, dynamic=role == "sequence", fullgraph=True)
+    if role == "sequence":
+        return torch.compile(lowered, dynamic=True, fullgraph=True)
+    return make_step(lowered, inputs) if device == "cuda" and has_triton() else compiled_step(lowered, inputs)

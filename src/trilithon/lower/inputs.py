@@ -92,6 +92,7 @@ def cached_inputs(
     max_batch: int,
     most_tokens: int | None = None,
     context_tokens: int = LARGEST,
+    first_tokens: int | None = None,
 ) -> tuple[Input, ...]:
     """The inputs of a module that `insert_cache` made.
 
@@ -101,6 +102,7 @@ def cached_inputs(
         cache_tokens: tokens a row that the cache is for.
         most_tokens: tokens that a call brings at most (1 for a step); None = as many as the cache is for.
         context_tokens: most entries along the axes of the context that export left dynamic, rows apart.
+        first_tokens: tokens a row that a cache that grows is allocated for at first; None = it is allocated at once.
     """
     batch, (first, *others) = rows(max_batch), [n for n in gm.graph.nodes if n.op == "placeholder"]
     length = fixed(1) if most_tokens == 1 else tokens(most_tokens or cache_tokens)
@@ -113,8 +115,15 @@ def cached_inputs(
             sizes = [fixed(n) if isinstance(n, int) else axis for n, axis in zip(held.shape, free, strict=True)]
             own.append(Input(node.name, held.dtype, tuple(sizes)))
     caches = [
-        Input(f"{kind}_{i}", dtype, (batch, fixed(shape.g), fixed(shape.slots(cache_tokens)), fixed(width)))
+        Input(f"{kind}_{i}", dtype, (batch, fixed(shape.g), _slots(shape, cache_tokens, first_tokens), fixed(width)))
         for i, shape in enumerate(shapes)
         for kind, width, dtype in shape.tensors
     ]
     return (*own, *caches)
+
+
+def _slots(shape: CacheShape, cache_tokens: int, first_tokens: int | None) -> Axis:
+    """A ring has its size from the start."""
+    most = shape.slots(cache_tokens)
+    least = most if first_tokens is None or shape.window is not None else shape.slots(first_tokens)
+    return Axis(least, most, most)

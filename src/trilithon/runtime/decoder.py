@@ -14,7 +14,6 @@ from trilithon.runtime.context import HeldContext, Snapshot
 from trilithon.runtime.step import Decode, Step
 
 Module = Callable[..., Tensor]
-LEAST_SLOTS = 1024  # the cache of a decoder that grows is allocated for so many tokens first, and doubled when it is full
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class CachedDecoder:
         max_batch: rows.
         device: of the cache and the inputs.
         cuda_graphs: replay single steps as CUDA graphs.
-        grows: allocate the cache as it is needed; else all of it at once.
+        first_tokens: the cache is allocated for so many tokens a row at first, and doubled when it is full; None = all of it
+            at once.
         context: what all tokens of a row read, of an encoder-decoder.
     """
 
@@ -54,7 +54,7 @@ class CachedDecoder:
     max_batch: int
     device: torch.device
     cuda_graphs: bool = False
-    grows: bool = False
+    first_tokens: int | None = None
     context: HeldContext = field(default_factory=HeldContext)
     caches: list[Tensor] = field(init=False)
     best: Tensor = field(init=False)
@@ -65,7 +65,7 @@ class CachedDecoder:
 
     def __post_init__(self) -> None:
         self.caches, self.best = [], torch.zeros(0, dtype=torch.int64, device=self.device)
-        self._allocate(min(LEAST_SLOTS, self.cache_tokens) if self.grows else self.cache_tokens)
+        self._allocate(min(self.first_tokens or self.cache_tokens, self.cache_tokens))
 
     def _allocate(self, room: int) -> None:
         """A cache for `room` tokens a row, with what the present one holds."""

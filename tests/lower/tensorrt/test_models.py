@@ -39,6 +39,7 @@ def test_tokens_equal_eager(name: str) -> None:
     modules = llm.decoder.modules
     assert isinstance(modules.prefill, TensorRTModule) and isinstance(modules.decode, TensorRTModule)  # nothing in PyTorch
     assert modules.extend is None  # it would hold the weights once more
+    assert llm.decoder.first_tokens is None  # engines are built for one size
     ids = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, :4] = 0

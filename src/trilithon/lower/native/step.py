@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,11 +55,34 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Step:
         log.info("%s", refusal)
         fused, refused = None, refusal.why + (f" at {refusal.where}" if refusal.where else "")
     spread_argmax(gm)
-    general = torch.compile(gm, dynamic=False, fullgraph=True)
+    general = compiled_step(gm, inputs)
     if fused is None:
         return Step(general, None, f"decode: compiled by Inductor; no generated kernels: {refused}")
     kernels = sum(n.op == "call_module" for n in fused.graph.nodes)
     return Step(general, fused, f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor")
+
+
+def compiled_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Callable[..., Any]:
+    """A step compiled by Inductor, once for each number of rows; caches may be of any size."""
+    free = [(place, i) for place, x in enumerate(inputs) for i, axis in enumerate(x.axes) if i and not axis.is_fixed]
+    return _Marked(torch.compile(gm, dynamic=False, fullgraph=True), tuple(free))
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """A module compiled for the sizes that it is called with, save `free` ones, which may be any.
+
+    Attributes:
+        free: which input, and which of its axes.
+    """
+
+    compiled: Callable[..., Any]
+    free: tuple[tuple[int, int], ...]
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        for place, axis in self.free:  # a mark is of a tensor object, and views of a cache are new in each call
+            torch._dynamo.maybe_mark_dynamic(inputs[place], axis)
+        return self.compiled(*inputs)
 
 
 @torch.no_grad()

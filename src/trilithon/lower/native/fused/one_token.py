@@ -18,11 +18,11 @@ def at_one_token(gm: GraphModule, inputs: tuple[Input, ...]) -> GraphModule:
 
     Args:
         gm: made by `insert_cache` in mode "step", lowered.
-        inputs: what it takes; each axis that is not fixed runs over rows.
+        inputs: what it takes; the first axis of each runs over rows.
     """
     made = GraphModule(gm, copy.deepcopy(gm.graph))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        shapes = [tuple(axis.high if axis.is_fixed and i else 1 for i, axis in enumerate(x.axes)) for x in inputs]
+        shapes = [tuple(axis.high if i else 1 for i, axis in enumerate(x.axes)) for x in inputs]
         given = [torch.empty(shape, dtype=x.dtype) for shape, x in zip(shapes, inputs, strict=True)]
         _Record(made, mode).run(*given)
     for node in list(made.graph.nodes):
