@@ -102,6 +102,11 @@ class Family:
         if not self.masks:
             object.__setattr__(self, "masks", ("causal",) if self.kind == "decoder" else ("full",))
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether it has one mask, no bias and every mode: it differs from others only in what is around attention."""
+        return self.kind in ("decoder", "encoder") and len(self.masks) == 1 and not (self.bias or self.skip)
+
     def make(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> nn.Module:
         defaults = {"decoder": DECODER, "encoder": ENCODER, "seq2seq": SEQ2SEQ, "vision": VISION}[self.kind]
         values = (self.base if self.base is not None else defaults) | self.extra
