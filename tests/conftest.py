@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from itertools import count
@@ -11,7 +12,25 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the table of masks is shared by several folders
+
+from exports import shared
+from trilithon.capture import export
+
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_exports() -> Iterator[None]:
+    """A Hugging Face model is exported once a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_first_route", shared(export._first_route))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -69,7 +69,7 @@ VISION: dict[str, Any] = {
     "patch_size": 8,
 }
 MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-LAYERS = {"num_hidden_layers", "n_layer", "n_layers"}
+LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"}
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class Family:
     def __post_init__(self) -> None:
         if not self.masks:
             object.__setattr__(self, "masks", ("causal",) if self.kind == "decoder" else ("full",))
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it has one mask, no bias and every mode: it differs from others only in what is around attention."""
+        return self.kind in ("decoder", "encoder") and len(self.masks) == 1 and not (self.bias or self.skip)
 
     def make(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> nn.Module:
         defaults = {"decoder": DECODER, "encoder": ENCODER, "seq2seq": SEQ2SEQ, "vision": VISION}[self.kind]
@@ -293,7 +298,7 @@ FAMILIES: dict[str, Family] = {
         base={
             "vocab_size": 64,
             "d_model": 32,
-            "num_layers": 2,
+            "num_layers": 1,
             "attention_heads": 4,
             "ffn_dim": 64,
             "max_position_embeddings": 256,
@@ -347,7 +352,7 @@ FAMILIES: dict[str, Family] = {
     "siglip-vision": Family("SiglipVision", "vision", cls="SiglipVisionModel"),
     "dinov2": Family("Dinov2", "vision", base={k: v for k, v in VISION.items() if k != "intermediate_size"}),
     "t5": Family("T5", "seq2seq", base=T5, bias="relative"),
-    "mt5": Family("MT5", "seq2seq", base=T5, bias="relative"),
+    "mt5": Family("MT5", "seq2seq", base=T5 | {"num_layers": 1}, bias="relative"),
     "bart": Family("Bart", "seq2seq"),
     "mbart": Family("MBart", "seq2seq"),
     "marian": Family("Marian", "seq2seq"),
