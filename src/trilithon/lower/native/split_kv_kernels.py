@@ -49,7 +49,7 @@ def tanh(x):
     """By its series near 0, where 1 - 2 / (exp(2 x) + 1) loses digits."""
     y = x * x
     series = x * (1.0 + y * (-1.0 / 3 + y * (2.0 / 15 + y * (-17.0 / 315 + y * (62.0 / 2835)))))
-    return tl.where(y < 0.0625, series, 1.0 - 2.0 / (tl.exp2(2.0 * LOG2E * x) + 1.0))
+    return tl.where(y < 0.0625, series, 1.0 - 2.0 / (tl.exp2(x * (2.0 * LOG2E)) + 1.0))
 
 
 @triton.jit

@@ -7,7 +7,6 @@ last axis shifts columns.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,80 +16,28 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from trilithon.errors import CannotLower
-from trilithon.passes import where_of
+from trilithon.lower.native.fused.operations import (
+    CASTS,
+    COLUMNS,
+    GELU,
+    KNOWN,
+    POINTWISE,
+    POWERS,
+    REDUCTIONS,
+    SCALED,
+    SUMS,
+    TYPES,
+    VIEWS,
+    extent,
+    first_column,
+    number,
+    numel,
+    padded,
+    refuse,
+)
 from trilithon.rewrite.cache_ops import token_positions
 
 aten = torch.ops.aten
-TYPES = {
-    torch.float16: "tl.float16",
-    torch.bfloat16: "tl.bfloat16",
-    torch.float32: "tl.float32",
-    torch.int64: "tl.int64",
-    torch.int32: "tl.int32",
-}
-HALVES = (torch.float16, torch.bfloat16)
-POWERS = {2.0: "{0} * {0}", 3.0: "{0} * {0} * {0}", 0.5: "tl.sqrt({0})", -0.5: "tl.rsqrt({0})", 1.0: "{0}"}
-SCALED = "{0} {op} {1} * {alpha}"
-POINTWISE: dict[Any, str] = {  # of operands in float32
-    aten.mul.Tensor: "{0} * {1}",
-    aten.mul.Scalar: "{0} * {1}",
-    aten.matmul.default: "{0} * {1}",  # over an axis of size 1
-    aten.bmm.default: "{0} * {1}",
-    aten.div.Tensor: "{0} / {1}",
-    aten.neg.default: "-{0}",
-    aten.rsqrt.default: "tl.rsqrt({0})",
-    aten.sqrt.default: "tl.sqrt({0})",
-    aten.reciprocal.default: "1.0 / {0}",
-    aten.exp.default: "tl.exp({0})",
-    aten.cos.default: "tl.cos({0})",
-    aten.sin.default: "tl.sin({0})",
-    aten.tanh.default: "tanh({0})",
-    aten.sigmoid.default: "1.0 / (1.0 + tl.exp(-{0}))",
-    aten.silu.default: "{0} / (1.0 + tl.exp(-{0}))",
-    aten.relu.default: "tl.where({0} < 0.0, 0.0, {0})",
-}
-SUMS = {aten.add.Tensor: "+", aten.sub.Tensor: "-"}
-GELU = {
-    "none": "0.5 * {0} * (1.0 + tl.erf({0} * 0.7071067811865476))",
-    "tanh": "0.5 * {0} * (1.0 + tanh(0.7978845608028654 * ({0} + 0.044715 * {0} * {0} * {0})))",
-}
-VIEWS = {
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
-    aten.squeeze.default, aten.squeeze.dims, aten.transpose.int, aten.permute.default, aten.alias.default,
-    aten.clone.default, aten.contiguous.default, aten.detach.default, aten.select.int, aten.flatten.using_ints,
-}  # fmt: skip
-REDUCTIONS = {aten.mean.dim, aten.layer_norm.default}
-COLUMNS = {aten.slice.Tensor, aten.cat.default, operator.getitem}
-CASTS = {aten._to_copy.default, aten.type_as.default}
-SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}  # their pieces have expressions
-OTHERS = {aten.pow.Tensor_Scalar, aten.gelu.default, aten.expand.default, aten.embedding.default, token_positions}
-KNOWN = {*POINTWISE, *SUMS, *VIEWS, *REDUCTIONS, *COLUMNS, *CASTS, *OTHERS}
-SINGLE = {*POINTWISE, *SUMS, *VIEWS, *CASTS, aten.pow.Tensor_Scalar, aten.gelu.default}  # element by element
-
-
-class CannotFuse(CannotLower):
-    """A value is none that the generated kernels can make; the step stays as it is."""
-
-
-def refuse(node: Node, why: str) -> CannotFuse:
-    return CannotFuse("cannot make the step of generated kernels", why=why, where=where_of(node))
-
-
-def extent(node: Node) -> tuple[int, int]:
-    """`(rows, width)` of a value."""
-    value = node.meta["val"]
-    width = value.shape[-1] if value.dim() else 1
-    return value.numel() // max(1, width), width
-
-
-def numel(node: Node) -> int:
-    return math.prod(extent(node))
-
-
-def padded(size: int) -> int:
-    """The least power of two that is not less."""
-    return 1 << max(0, size - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -150,7 +97,7 @@ class Emitter:
             CannotFuse: it is made by an operation that has no expression, or of a type that has none.
         """
         if not isinstance(node, Node):
-            return _number(node)
+            return number(node)
         if (node, frame) not in self.made:
             held = self._stored(node)
             self.made[node, frame] = self._compute(node, frame) if held is None else self._load(node, held, frame)
@@ -203,7 +150,7 @@ class Emitter:
         operands = [self._wide(x, node, frame, floating) for x in args[:2] if isinstance(x, (Node, int, float))]
         if node.target in SUMS:
             alpha = node.kwargs.get("alpha", 1)
-            return SCALED.format(*operands, op=SUMS[node.target], alpha=_number(alpha)) if alpha != 1 else (
+            return SCALED.format(*operands, op=SUMS[node.target], alpha=number(alpha)) if alpha != 1 else (
                 f"{operands[0]} {SUMS[node.target]} {operands[1]}"
             )  # fmt: skip
         if node.target is aten.pow.Tensor_Scalar:
@@ -223,7 +170,7 @@ class Emitter:
     def operand(self, x: Any, node: Node, frame: Frame) -> str:
         """An operand where the result is in `frame`: what has one row or one column is repeated."""
         if not isinstance(x, Node):
-            return _number(x)
+            return number(x)
         (rows, width), (all_rows, all_width) = extent(x), extent(node)
         if width not in (1, all_width) or rows not in (1, all_rows):
             raise refuse(node, f"an operand of {tuple(x.meta['val'].shape)} is repeated in an unusual way")
@@ -262,7 +209,7 @@ class Emitter:
         """A slice, or a concatenation, along the last axis."""
         if node.target is aten.cat.default:
             return self._joined(node, frame)
-        source, begin = _first_column(node)
+        source, begin = first_column(node)
         moved = self.assign(f"{frame.column} + {begin}") if begin else frame.column
         return self.value(source, replace(frame, column=moved))
 
@@ -306,7 +253,7 @@ class Emitter:
         x = self.assign(f"{self.value(source, all_of)}.to(tl.float32)")
         mean = self.assign(f"{self._sum(x, all_of)} / {width}")
         off = self.assign(f"{x} - {mean}")
-        spread = self.assign(f"tl.rsqrt({self._sum(f'({off} * {off})', all_of)} / {width} + {_number(args[4])})")
+        spread = self.assign(f"tl.rsqrt({self._sum(f'({off} * {off})', all_of)} / {width} + {number(args[4])})")
         made = self.assign(f"({self.operand(source, node, frame)}.to(tl.float32) - {mean}) * {spread}")
         for op, extra in zip((operator.mul, operator.add), (*args[2:4], None, None), strict=False):
             if extra is not None:
@@ -319,33 +266,3 @@ class Emitter:
     def _sum(self, name: str, frame: Frame) -> str:
         held = f"tl.where({frame.column_inside}, {name}, 0)" if frame.column_inside else name
         return f"tl.sum({held}.to(tl.float32), 1)[:, None]"
-
-
-def _first_column(node: Node) -> tuple[Node, int]:
-    """What a slice, or a piece of a split, is taken of, and its first column there."""
-    args: Any = node.args
-    if node.target is aten.slice.Tensor:
-        source, axis, begin, _, step = (*args, *(0, 0, None, 1)[len(args) - 1 :])
-        begin = begin or 0
-    else:
-        split, piece = args
-        if split.target not in SPLITS:
-            raise refuse(node, f"{split.target} has no expression")
-        source, axis, step = split.args[0], split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0), 1
-        begin = sum(x.shape[axis] for x in split.meta["val"][:piece])
-    rank, width = source.meta["val"].dim(), extent(source)[1]
-    if node.meta["val"].shape == source.meta["val"].shape:
-        return source, 0
-    if axis % rank != rank - 1 or step != 1:
-        raise refuse(node, "it is a part along another axis than the last")
-    return source, begin + width if begin < 0 else begin
-
-
-def _number(x: Any) -> str:
-    if isinstance(x, (bool, int)):
-        return repr(int(x))
-    if isinstance(x, float) and math.isfinite(x):
-        return repr(x)
-    if isinstance(x, float):
-        return f'float("{x}")'
-    raise CannotFuse("cannot make the step of generated kernels", why=f"{x!r} is no number")

@@ -15,9 +15,9 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from trilithon.lower.inputs import Input
-from trilithon.lower.native.fused.expressions import CASTS, KNOWN, SINGLE, SPLITS, VIEWS, extent, numel, refuse
 from trilithon.lower.native.fused.launch import Attention, Largest, Products, Values
 from trilithon.lower.native.fused.one_token import at_one_token
+from trilithon.lower.native.fused.operations import CASTS, KNOWN, SINGLE, SPLITS, VIEWS, extent, numel, refuse
 from trilithon.lower.native.fused.text import Segment, Site, text_of_attention, text_of_products, text_of_values
 from trilithon.lower.native.split_kv import ATTEND_SPLIT, MOST_QUERIES, MOST_WIDTH, reach
 from trilithon.passes import bound_arguments

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trilithon.lower.native.fused.expressions import padded
+from trilithon.lower.native.fused.operations import padded
 from trilithon.lower.native.fused.text import Segment, Site, Text
 from trilithon.lower.native.split_kv import PROGRAMS
 

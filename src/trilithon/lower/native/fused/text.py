@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from trilithon.lower.native.fused.expressions import VIEWS, Emitter, Frame, extent, numel, padded
+from trilithon.lower.native.fused.expressions import Emitter, Frame
+from trilithon.lower.native.fused.operations import VIEWS, extent, numel, padded
 
 HEADER = '''"""Made by Trilithon of one region of a decode step."""
 

@@ -1,0 +1,146 @@
+"""A step as generated kernels: which these are, and, in Triton's interpreter, that they give what the step itself gives."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch.fx import GraphModule
+
+from trilithon.capture import hf
+from trilithon.compiler import analyse
+from trilithon.errors import TrilithonError
+from trilithon.lower.inputs import Input, cached_inputs
+from trilithon.lower.native.fused.fuse import fuse_step
+from trilithon.lower.native.fused.launch import Attention, Largest, Products, Values, tile
+from trilithon.lower.native.fused.operations import VIEWS, CannotFuse
+from trilithon.lower.native.lower import lower_native
+from trilithon.lower.native.step import _compare
+from trilithon.options import Options
+from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
+from zoo.families import FAMILIES
+
+launch = importlib.import_module("trilithon.lower.native.fused.launch")
+interpreted = pytest.mark.skipif(
+    torch.cuda.is_available() or importlib.util.find_spec("triton") is None, reason="for Triton's interpreter"
+)
+FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "gpt-neox", "olmo2", "phi", "granite")
+SLOTS = 40
+
+
+@cache
+def step_of(name: str, stored: torch.dtype | None = None) -> tuple[GraphModule, tuple[Input, ...], int]:
+    """A step of two layers in halves, what it takes, and how many layers it has."""
+    torch.manual_seed(0)
+    family = FAMILIES[name]
+    model = family.make("eager" if family.eager_only else "sdpa").half()
+    program = analyse(model, *hf.example_for(model, ("input_ids",)), (), Options()).rewritten
+    shapes = cache_shapes(program, stored=stored)
+    gm = lower_native(insert_cache(program, "step", stored=stored), split=True)
+    return gm, cached_inputs(gm, shapes, SLOTS, 1, most_tokens=1), len(shapes)
+
+
+def given(inputs: tuple[Input, ...], start: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(start)
+    shapes = [[axis.high if i else 1 for i, axis in enumerate(x.axes)] for x in inputs]
+    caches = [torch.randn(s, generator=generator).to(x.dtype) for s, x in zip(shapes[3:], inputs[3:], strict=True)]
+    return [torch.tensor([[5]]), torch.tensor([start]), torch.tensor([1]), *caches]
+
+
+def kernels(gm: GraphModule) -> list[Any]:
+    return [gm.get_submodule(str(n.target)) for n in gm.graph.nodes if n.op == "call_module"]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_layer_is_five_kernels(name: str) -> None:
+    """Or four, where attention and the feed-forward read the same vector."""
+    gm, inputs, layers = step_of(name)
+    fused = fuse_step(gm, inputs)
+    kinds = [type(k) for k in kernels(fused)]
+    assert kinds.count(Attention) == layers and kinds.count(Values) == kinds.count(Largest) == 1
+    assert kinds.count(Products) in (4 * layers + 1, 3 * layers + 1)
+    left = {n.target for n in fused.graph.nodes if n.op == "call_function"}
+    assert {getattr(x, "__name__", "") for x in left - VIEWS} <= {"getitem"}
+    for kernel in kernels(fused):
+        if not isinstance(kernel, Largest):
+            ast.parse(kernel.source)
+    assert len({k.source for k in kernels(fused) if isinstance(k, Attention)}) <= 2  # layers share their kernels
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "why"),
+    [
+        ("gpt2", None, "addmm"),
+        ("mixtral", None, "has no"),
+        ("bloom", None, "has no"),
+        ("qwen3", torch.int8, "write_cache_8bit"),
+    ],
+)
+def test_what_has_no_kernel_is_named(name: str, stored: torch.dtype | None, why: str) -> None:
+    gm, inputs, _ = step_of(name, stored)
+    with pytest.raises(CannotFuse, match=why) as refusal:
+        fuse_step(gm, inputs)
+    assert refusal.value.where is not None and refusal.value.where.node
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-neox"])
+@torch.no_grad()
+def test_generated_kernels_give_what_the_step_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms of heads, softcaps, rings that have gone round, packed matrices, layer norms: logits, caches and the best token."""
+    monkeypatch.setattr(launch, "PROGRAMS", 3)  # few parts, so that some hold several tiles
+    monkeypatch.setattr(launch, "FILLED", 4)  # and few programs
+    gm, inputs, _ = step_of(name)
+    fused = fuse_step(gm, inputs)
+    for start in (0, SLOTS // 2, SLOTS - 1):
+        held, own = given(inputs, start), given(inputs, start)
+        logits, _ = gm(*held)
+        for _ in range(2):  # the second time, counters have been set back
+            found, best = fused(*own)
+        assert float((found - logits).norm() / logits.norm()) < 4e-3
+        assert best.tolist() == found[:, 0].argmax(-1).tolist()
+        for expected, written in zip(held[3:], own[3:], strict=True):
+            torch.testing.assert_close(written, expected, atol=4e-3, rtol=4e-3)
+
+
+@interpreted
+def test_a_wrong_kernel_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "PROGRAMS", 3)
+    monkeypatch.setattr(launch, "FILLED", 4)
+    gm, inputs, _ = step_of("llama")
+    fused = fuse_step(gm, inputs)
+    _compare(gm, fused, inputs)
+    attention = next(k for k in kernels(fused) if isinstance(k, Attention))
+    assert "RING=False" in attention.source
+    attention.source = attention.source.replace("WINDOW=0", "WINDOW=3")
+    with pytest.raises(TrilithonError, match="disagree"):
+        _compare(gm, fused, inputs)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "row",
+    [
+        torch.zeros(3000),
+        torch.cat([torch.zeros(2047), torch.ones(2), torch.zeros(7)]),
+        torch.full((1500,), -torch.inf),
+        torch.cat([torch.ones(1100), torch.tensor([torch.nan, 7.0])]),
+        torch.arange(5.0),
+    ],
+    ids=["equal", "two", "infinite", "nan", "short"],
+)
+def test_the_largest_is_the_first_of_equals(row: torch.Tensor) -> None:
+    assert Largest()(row[None]).tolist() == [int(row.argmax())]
+
+
+def test_tiles_hold_64_numbers_a_thread() -> None:
+    for width in (896, 1024, 2048, 4096, 8192, 14336):
+        for matrices in (1, 2):
+            rows, warps = tile(width, [8192], matrices)
+            padded = 1 << (width - 1).bit_length()
+            assert rows * padded * matrices / (32 * warps) <= 64 or rows == 1
