@@ -11,7 +11,9 @@ from torch import Tensor
 from torch._dynamo import mark_dynamic, mark_static
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 
+REFUSALS = (TorchDynamoException, FailOnRecompileLimitHit, ConstraintViolationError, GuardOnDataDependentSymNode)
 log = logging.getLogger(__name__)
 
 
@@ -37,7 +39,7 @@ class Prompt:
             return self.plain(tokens, *rest)
         try:
             made = self.compiled(_of_any_length(tokens), *_of_any_rows(rest))
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # nothing ran: caches are as they were
+        except REFUSALS as error:  # made before anything runs: caches are as they were
             self.compiled = None
             self.note = f"prefill: runs op by op, since Inductor cannot compile it: {_reason(error)}"
             log.warning("%s", self.note)
@@ -51,7 +53,7 @@ def _of_any_length(tokens: Tensor) -> Tensor:
 
     A mark makes Dynamo refuse what holds for one length only, instead of compiling each length anew.
     """
-    tokens = tokens.repeat(1, 2) if tokens.shape[1] == 1 else tokens.view_as(tokens)  # the caller's tensor gets no mark
+    tokens = tokens.repeat(1, 2) if tokens.shape[1] == 1 else tokens.clone()  # the caller's own gets no mark
     mark_dynamic(tokens, 1)
     return tokens
 
