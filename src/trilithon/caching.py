@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from trilithon.errors import CannotCache, InputError, VerificationFailed
 from trilithon.lower.backend import Role, lower_module
 from trilithon.lower.inputs import cached_inputs, sequence_inputs
+from trilithon.lower.native.prompt import Prompt
 from trilithon.lower.native.step import Step
 from trilithon.lower.tensorrt.diagnose import first_diverging_site
 from trilithon.lower.tensorrt.lower import Split
@@ -31,6 +32,7 @@ from trilithon.runtime.context import HeldContext
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.original import Original
 from trilithon.runtime.program import Expected
+from trilithon.runtime.prompt import PromptGraphs
 from trilithon.runtime.verify import TOLERANCE, canary_inputs, verify_decoder
 from trilithon.spec.assumption import Assumption
 from trilithon.spec.masks import SlidingWindow, parse, parts
@@ -140,8 +142,8 @@ def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[
             raise _located(error, decoder, source.program, options, exact) from error
 
     decoder, notes = build_right(build, verify, backend, options)
-    step = decoder.modules.decode
-    own = (step.note,) if isinstance(step, Step) else ()
+    programs = (decoder.modules.prefill, decoder.modules.decode)
+    own = tuple(x.note for x in programs if isinstance(x, (Prompt, Step)))
     return decoder, (*own, *kept_notes(options.cache_dtype, errors), *notes)
 
 
@@ -197,7 +199,8 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
         gm = insert_cache(program, mode, all_logits=mode == "extend", rings=native, stored=_stored(options))
         most = 1 if mode == "step" else None
         inputs = cached_inputs(gm, plan.kept, plan.max_tokens, options.max_batch, most_tokens=most, first_tokens=first)
-        role: Role = "step" if mode == "step" and context is None else "sequence"  # no Inductor for each length of a context
+        roles: dict[Mode, Role] = {"prompt": "prompt", "step": "step", "extend": "sequence"}
+        role = roles[mode] if context is None else "sequence"  # no Inductor for each length of a context
         return lower_module(gm, backend, options, role=role, name=name, inputs=inputs, exact=exact)
 
     modules = CachedModules(
@@ -207,6 +210,8 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
     )
     graphs = plan.device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
     decoder = CachedDecoder(modules, plan.kept, plan.max_tokens, options.max_batch, plan.device, graphs, first)
+    if context is None and graphs and native:  # an engine's graph is void once the engine has run at another length
+        decoder.prompts = PromptGraphs(modules.prefill)
     if context is not None:
         module = lower_module(context.module, backend, options, role="sequence", name="context", inputs=())
         decoder.context = HeldContext(module, context.inputs, _has_rows(program, plan.inputs, context), decoder.drop_graphs)

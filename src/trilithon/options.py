@@ -21,8 +21,9 @@ class Options:
         solver_seconds: z3 time budget for one site; past it the verdict is UNKNOWN.
         proof_cache: reuse proofs of earlier runs, and keep new ones (in `$TRILITHON_CACHE`, or the user's cache folder).
         when_guard_fails: "general" runs the unrewritten program, "raise" raises GuardFailed.
-        inductor: compile native programs with Inductor; None = the decode step, on a GPU only.
-        cuda_graphs: replay decode steps as CUDA graphs; None = on a GPU only.
+        inductor: compile native programs with Inductor; None = prompts and the decode step, on a GPU only.
+        cuda_graphs: replay decode steps as CUDA graphs, and native prompts of a length that comes again (padded to a multiple
+            of 64 tokens; the 4 lengths used last are kept); None = on a GPU only.
         verify: run each compiled program against eager before handing it out. A number is how many times the error of
             eager (both against a wider type) the logits of a TensorRT engine may have on a GPU; True is 3.
         max_batch: rows that the KV cache holds.

@@ -89,7 +89,7 @@ def _ability(name: str) -> str:
         runs = "and runs them" if torch.cuda.is_available() else "no GPU here: networks are interpreted on the CPU"
         return f"{version()} builds engines for {', '.join(targets())}; {runs}"
     if torch.cuda.is_available():
-        return "PyTorch SDPA on the GPU, through Inductor, decode steps as CUDA graphs"
+        return "PyTorch SDPA on the GPU, through Inductor, prompts and decode steps as CUDA graphs"
     compiler = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
     inductor = f"Inductor on request ({compiler})" if compiler else "no Inductor: it needs a C++ compiler"
     return f"PyTorch SDPA on the CPU; {inductor}; no CUDA graphs: no GPU"

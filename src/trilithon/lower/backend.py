@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from trilithon.errors import CannotLower, InputError
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.lower import lower_native
+from trilithon.lower.native.prompt import Prompt
 from trilithon.lower.native.split_kv import has_triton
 from trilithon.lower.native.step import compiled_step, make_step
 from trilithon.lower.tensorrt.engine import resolve_target
@@ -19,7 +20,7 @@ from trilithon.lower.tensorrt.lower import lower_tensorrt
 from trilithon.options import BACKENDS, Options
 from trilithon.rewrite.unlift import device_of
 
-Role = Literal["sequence", "step"]
+Role = Literal["sequence", "prompt", "step"]
 
 
 def resolve_backend(name: str, cache_dtype: str | None = None) -> str:
@@ -65,8 +66,9 @@ def lower_module(
         name: of the program, e.g. "decode".
         inputs: what it takes.
         role: "step": one token, run many times: on a GPU made of generated kernels for one row, else compiled by Inductor,
-            once for each number of rows; the only other sizes that are not fixed are those of caches. "sequence": any
-            number of tokens: compiled only if the options ask for it, once for all lengths.
+            once for each number of rows; the only other sizes that are not fixed are those of caches. "prompt": any
+            number of tokens, into an empty cache: on a GPU compiled by Inductor, once for all lengths, where it can be.
+            "sequence": any number of tokens: compiled only if the options ask for it.
         exact: TensorRT adds up products of halves in float32, which is slower.
     """
     if backend == "eager":
@@ -74,10 +76,12 @@ def lower_module(
     if backend == "tensorrt":
         return lower_tensorrt(gm, inputs, name, options, exact)
     device = device_of(gm).type
-    wanted = device == "cuda" and role == "step" if options.inductor is None else options.inductor
+    wanted = device == "cuda" and role != "sequence" if options.inductor is None else options.inductor
     lowered = lower_native(gm, trim=device == "cpu" and not wanted, split=device == "cuda" and has_triton())
     if not wanted:
         return lowered
+    if role == "prompt":
+        return Prompt(lowered)
     if role == "sequence":
         return torch.compile(lowered, dynamic=True, fullgraph=True)
     return make_step(lowered, inputs) if device == "cuda" and has_triton() else compiled_step(lowered, inputs)

@@ -1,4 +1,4 @@
-"""A model over a KV cache: prompts, single tokens and several at once; on a GPU each single token is a CUDA graph replay."""
+"""A model over a KV cache: prompts, single tokens and several at once; on a GPU prompts and single tokens are CUDA graphs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from trilithon.errors import CapacityExceeded, InputError
 from trilithon.rewrite.insert_cache import SPARE, CacheShape, CacheTensor
 from trilithon.runtime.context import HeldContext, Snapshot
+from trilithon.runtime.prompt import PromptGraphs, bucket
 from trilithon.runtime.step import Decode, Step
 
 Module = Callable[..., Tensor]
@@ -46,6 +47,7 @@ class CachedDecoder:
         first_tokens: the cache is allocated for so many tokens a row at first, and doubled when it is full; None = all of it
             at once.
         context: what all tokens of a row read, of an encoder-decoder.
+        prompts: replay prompts as CUDA graphs; not with a context, which would be at other addresses.
     """
 
     modules: CachedModules
@@ -56,6 +58,7 @@ class CachedDecoder:
     cuda_graphs: bool = False
     first_tokens: int | None = None
     context: HeldContext = field(default_factory=HeldContext)
+    prompts: PromptGraphs | None = None
     caches: list[Tensor] = field(init=False)
     best: Tensor = field(init=False)
     _steps: dict[int, Step] = field(init=False, default_factory=dict)
@@ -82,9 +85,11 @@ class CachedDecoder:
         self.drop_graphs()
 
     def drop_graphs(self) -> None:
-        """Record steps anew: what they read or write is at other addresses."""
+        """Record steps and prompts anew: what they read or write is at other addresses."""
         for step in self._steps.values():
             step.graph = None
+        if self.prompts is not None:
+            self.prompts.drop()
 
     @property
     def cache_bytes(self) -> int:
@@ -104,6 +109,8 @@ class CachedDecoder:
     def prefill(self, input_ids: Tensor, pad: Tensor) -> Tensor:
         """See `Decoder.prefill`. Padding that all rows share is cut off.
 
+        With `prompts` the logits stand in the buffer of a graph: they are valid until the next call, as those of `decode`.
+
         Raises:
             CapacityExceeded: more rows or tokens than the cache can hold; what it holds stays.
         """
@@ -113,13 +120,14 @@ class CachedDecoder:
         width = s - min(pads)
         self._make_room(width, already=0)
         step = self._step(b)
-        tokens = input_ids
-        if width < s or max(pads) > min(pads):
-            index = torch.arange(width, device=self.device) + pad[:, None]
+        tokens, run = input_ids, self.modules.prefill if self.prompts is None else self.prompts
+        padded = width if self.prompts is None else bucket(width, self.cache_tokens)
+        if padded != s or max(pads):
+            index = torch.arange(padded, device=self.device) + pad[:, None]
             tokens = input_ids.gather(1, index.clamp_max(s - 1))  # padding comes to the right, where no token sees it
         step.start.zero_()
         counts = s - pad
-        logits = self.modules.prefill(tokens, step.start, counts, *self._rows(b))
+        logits = run(tokens, step.start, counts, *self._rows(b))
         step.start.copy_(counts)
         self._used, self._batch = width, b
         self.best = logits[:, -1].argmax(-1)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from trilithon.runtime.cuda_graph import captured
 
 Decode = Callable[..., tuple[Tensor, Tensor]]
 
@@ -49,17 +50,6 @@ class Step:
         return logits, best
 
     def _record(self, decode: Decode, held: Sequence[Tensor]) -> None:
-        """Capture one step; the warm-up runs write the slots that the replay writes again."""
+        """Capture one step; runs before that write the slots that the replay writes again."""
         saved = self.start.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self._advance(decode, held)
-                self.start.copy_(saved)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.made = self._advance(decode, held)
-        self.start.copy_(saved)
-        self.graph = graph
+        self.graph, self.made = captured(lambda: self._advance(decode, held), undo=lambda: self.start.copy_(saved))

@@ -1,0 +1,54 @@
+"""A CUDA graph of a function whose tensors stand at fixed addresses."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+Made = TypeVar("Made")
+
+
+def captured(run: Callable[[], Made], undo: Callable[[], object] = lambda: None, pool: Any = None) -> tuple[Any, Made]:
+    """A graph whose `replay()` does what `run` does, and the tensors that each replay writes.
+
+    `run` is called twice before, so that all it needs is loaded; nothing is run while the graph is captured.
+
+    Args:
+        undo: called after each of these, where a call changes what the next one reads.
+        pool: of another graph (`graph.pool()`), whose memory is shared: a replay of either overwrites what the other made.
+
+    Raises:
+        RuntimeError: `run` waits for the device, or does something else that a graph cannot hold.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(side):
+            run()
+            undo()
+            with _waits_are_errors():
+                run()
+            undo()
+    finally:
+        torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        made = run()
+    return graph, made
+
+
+@contextmanager
+def _waits_are_errors() -> Iterator[None]:
+    """Found before the capture: one that breaks off midway leaves torch's random numbers unusable."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls this mode a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
