@@ -10,7 +10,7 @@ from torch import Tensor
 
 import trilithon
 from trilithon import Options
-from trilithon.runtime.cuda_graph import captured
+from trilithon.lower.cuda_graph import captured
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LENGTHS = (1, 63, 64, 65, 200)

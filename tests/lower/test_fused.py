@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from trilithon.lower.inputs import Input, cached_inputs
 from trilithon.lower.native.fused.fuse import fuse_step
 from trilithon.lower.native.fused.launch import Attention, Largest, Products, Values, tile
 from trilithon.lower.native.fused.operations import VIEWS, CannotFuse
+from trilithon.lower.native.fused.tune import tune
 from trilithon.lower.native.lower import lower_native
 from trilithon.lower.native.step import _compare
 from trilithon.options import Options
@@ -144,3 +146,35 @@ def test_tiles_hold_64_numbers_a_thread() -> None:
             rows, warps = tile(width, [8192], matrices)
             padded = 1 << (width - 1).bit_length()
             assert rows * padded * matrices / (32 * warps) <= 64 or rows == 1
+
+
+@interpreted
+@torch.no_grad()
+def test_the_fastest_settings_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Measured once a kernel; one that cannot run is left out; what the file holds must be one of the candidates."""
+    monkeypatch.setenv("TRILITHON_CACHE", str(tmp_path))
+    monkeypatch.setattr(launch, "PROGRAMS", 3)
+    monkeypatch.setattr(launch, "FILLED", 4)
+    gm, inputs, layers = step_of("llama")
+    asked = []
+
+    def measure(calls: list[Any]) -> float:
+        settings = calls[0][0].settings()
+        asked.append(settings)
+        if settings["warps"] == 2:
+            raise RuntimeError("out of resource")
+        return 1.0 if settings == calls[0][0].candidates()[0] else 0.5 if settings["warps"] == 8 else 2.0
+
+    fused = fuse_step(gm, inputs)
+    measured = tune(fused, given(inputs, 5), measure)
+    assert measured == len(list((tmp_path / "kernels").iterdir())) >= 6
+    chosen = [k for k in kernels(fused) if isinstance(k, Attention)]
+    assert len(chosen) == layers and all(k.warps == 8 for k in chosen)
+    again, before = fuse_step(gm, inputs), len(asked)
+    assert tune(again, given(inputs, 5), measure) == 0 and len(asked) == before
+    assert [k.settings() for k in kernels(again) if isinstance(k, Products)] == [
+        k.settings() for k in kernels(fused) if isinstance(k, Products)
+    ]
+    for path in (tmp_path / "kernels").iterdir():
+        path.write_text('{"rows": 3, "warps": 1}')
+    assert tune(fuse_step(gm, inputs), given(inputs, 5), measure) == measured

@@ -78,7 +78,7 @@ def fresh(**options: Any) -> CachedDecoder:
     """A decoder of its own over programs that tests share."""
     kept = made(**options).decoder
     prompts = None if kept.prompts is None else PromptGraphs(kept.modules.prefill)
-    sizes = (kept.cache_tokens, kept.max_batch, kept.device, kept.cuda_graphs, kept.grows)
+    sizes = (kept.cache_tokens, kept.max_batch, kept.device, kept.cuda_graphs, kept.first_tokens)
     return CachedDecoder(kept.modules, kept.shapes, *sizes, prompts=prompts)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trilithon.runtime.cuda_graph import captured
+from trilithon.lower.cuda_graph import captured
 
 BUCKET = 64  # prompts are padded to a multiple of so many tokens
 MOST_GRAPHS = 4

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trilithon.runtime.cuda_graph import captured
+from trilithon.lower.cuda_graph import captured
 
 Decode = Callable[..., tuple[Tensor, Tensor]]
 

@@ -15,10 +15,12 @@ from trilithon.errors import TrilithonError
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.argmax import spread_argmax
 from trilithon.lower.native.fused.fuse import fuse_step
+from trilithon.lower.native.fused.tune import tune
 from trilithon.rewrite.unlift import device_of
 
 AGREED = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4}  # most relative error of logits, one against other
 TRIED_SLOTS = 300  # of the caches on which both forms of a step are compared
+TUNED_SLOTS = 2176  # of those with which kernels are measured
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +52,7 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Step:
     fused: GraphModule | None = None
     try:
         fused = fuse_step(gm, inputs)
+        tune(fused, _tried(inputs, gm, TUNED_SLOTS))
         _compare(gm, fused, inputs)
     except TrilithonError as refusal:
         log.info("%s", refusal)
@@ -92,14 +95,13 @@ def _compare(plain: GraphModule, fused: GraphModule, inputs: tuple[Input, ...]) 
     Raises:
         TrilithonError: they disagree.
     """
-    caches = [_tried(x, plain) for x in inputs[3:]]
-    slots = min(x.shape[2] for x in caches)
+    tokens, last, counts, *caches = _tried(inputs, plain, TRIED_SLOTS)
+    slots = int(last) + 1
     for start in (0, 1, slots // 2, slots - 1):
         results = []
         for module in (plain, fused):
             held = [x.clone() for x in caches]
-            places = torch.full((1,), start, device=held[0].device)
-            logits, _ = module(torch.ones_like(places)[:, None], places, torch.ones_like(places), *held)
+            logits, _ = module(tokens, torch.full_like(last, start), counts, *held)
             results.append([logits, *(x[:, :, : start + 1] for x in held)])
         for expected, found in zip(*results, strict=True):
             limit = AGREED.get(expected.dtype, 0.0)
@@ -109,8 +111,13 @@ def _compare(plain: GraphModule, fused: GraphModule, inputs: tuple[Input, ...]) 
                 raise TrilithonError("generated kernels are wrong", why=why)
 
 
-def _tried(x: Input, gm: GraphModule) -> Tensor:
-    shape = [1, *(axis.high for axis in x.axes[1:])]
-    shape[2] = min(shape[2], TRIED_SLOTS)
-    generator = torch.Generator(device_of(gm)).manual_seed(0)
-    return torch.randn(shape, generator=generator, device=device_of(gm)).to(x.dtype)
+def _tried(inputs: tuple[Input, ...], gm: GraphModule, most: int) -> list[Tensor]:
+    """A token, the last that fits, and random caches of at most so many slots."""
+    device = device_of(gm)
+    generator = torch.Generator(device).manual_seed(0)
+    shapes = [[1, *(axis.high for axis in x.axes[1:])] for x in inputs[3:]]
+    slots = min([most, *(shape[2] for shape in shapes)])
+    sizes = [[b, g, min(t, most), width] for b, g, t, width in shapes]
+    caches = [torch.randn(s, generator=generator, device=device).to(x.dtype) for s, x in zip(sizes, inputs[3:], strict=True)]
+    one = torch.ones(1, dtype=torch.int64, device=device)
+    return [one[:, None], one * (slots - 1), one, *caches]

@@ -19,6 +19,7 @@ from trilithon.lower.native.split_kv import PROGRAMS
 
 A_WARP = 2048  # weights that a warp loads at once
 TILE = 16384  # numbers that a program holds
+MOST_ROWS = 16  # of a matrix in one program, where settings are measured
 PIECE = 1024  # numbers that a program compares
 FILLED = 264  # programs that keep a large GPU busy
 
@@ -57,6 +58,17 @@ class _Generated(nn.Module):
         self.name, self.source = text.name, text.source
         self.results = [(tuple(x.meta["val"].shape), x.meta["val"].dtype) for x in text.makes]
 
+    def candidates(self) -> list[dict[str, int]]:
+        """Settings that may be fastest, the present ones first; none where there is no choice."""
+        return []
+
+    def settings(self) -> dict[str, int]:
+        return {}
+
+    def use(self, settings: dict[str, int]) -> None:
+        for name, value in settings.items():
+            setattr(self, name, value)
+
     def made(self, like: Tensor) -> list[Tensor]:
         return [like.new_empty(shape, dtype=dtype) for shape, dtype in self.results]
 
@@ -80,7 +92,22 @@ class Products(_Generated):
     def __init__(self, text: Text, segments: tuple[Segment, ...], width: int) -> None:
         super().__init__(text)
         self.widths = [s.width for s in segments]
-        self.rows, self.warps = tile(width, self.widths, max(len(s.linears) for s in segments))
+        self.width, self.matrices = width, max(len(s.linears) for s in segments)
+        self.rows, self.warps = tile(width, self.widths, self.matrices)
+
+    def settings(self) -> dict[str, int]:
+        return {"rows": self.rows, "warps": self.warps}
+
+    def candidates(self) -> list[dict[str, int]]:
+        """As many numbers a thread as `tile` gives, and half as many, by more or fewer warps."""
+        numbers = padded(self.width) * self.matrices
+        found = [self.settings()]
+        for warps in (2, 4, 8):
+            for parts in (1, 2):
+                rows = min(MOST_ROWS, warps * A_WARP // (parts * numbers))
+                if rows and {"rows": rows, "warps": warps} not in found:
+                    found.append({"rows": rows, "warps": warps})
+        return found
 
     def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
         made = self.made(reads[0])
@@ -148,6 +175,16 @@ class Attention(_Generated):
         self.block_n = 128 if max(d, e) <= 64 else 64 if max(d, e) <= 128 else 32
         self.block_s = max(1, min(64, TILE // 2 // (padded(n) * max(16, padded(e)))))
         self._arrived = Arrived()
+
+    def settings(self) -> dict[str, int]:
+        return {"block_n": self.block_n, "splits": self.splits, "warps": self.warps}
+
+    def candidates(self) -> list[dict[str, int]]:
+        """Larger and smaller tiles, fewer parts, more and fewer warps."""
+        n, parts = self.block_n, self.splits
+        shapes = [(n, parts, 4), (n, parts, 2), (n, parts, 8), (2 * n, parts, 4), (2 * n, parts, 8), (n // 2, parts, 4)]
+        shapes += [(n, 16, 4), (n, 16, 8), (n // 2, 16, 4), (n, 32, 4)]
+        return [{"block_n": b, "splits": s, "warps": w} for b, s, w in dict.fromkeys(shapes)]
 
     def forward(self, k: Tensor, v: Tensor, *reads: Tensor) -> Tensor:
         g, n, _, e = self.sizes

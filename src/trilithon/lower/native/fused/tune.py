@@ -1,0 +1,131 @@
+"""Find the fastest settings of the generated kernels on the GPU at hand, once for each kernel; they are kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter
+
+from trilithon.lower.cuda_graph import captured
+
+MOST_CALLS = 16  # of one kernel, with different weights: together they are larger than the cache of the GPU
+REPLAYS = 10
+GAIN = 0.98  # other settings must be faster than the present ones by so much
+log = logging.getLogger(__name__)
+Call = tuple[Any, tuple[Any, ...]]  # a kernel, and what it is called with
+
+
+def tune(fused: GraphModule, inputs: list[Tensor], measure: Callable[[list[Call]], float] | None = None) -> int:
+    """Give each kernel of a step its fastest settings; how many kernels were measured, and not found in the file.
+
+    Args:
+        fused: made by `fuse_step`.
+        inputs: what it takes, of the size to be fast at.
+        measure: seconds of calls one after another; None = by CUDA graph replays.
+    """
+    folder = tuning_folder()
+    measured = 0
+    for key, calls in _calls(fused, inputs).items():
+        kernel = calls[0][0]
+        if len(kernel.candidates()) < 2:
+            continue
+        path = None if folder is None else folder / f"{key}.json"
+        settings = _read(path, kernel)
+        if settings is None:
+            settings = _fastest(calls[:MOST_CALLS], measure or _seconds)
+            measured += 1
+            _write(path, settings)
+        for other, _ in calls:
+            other.use(settings)
+    return measured
+
+
+def tuning_folder() -> Path | None:
+    """`kernels` in `$TRILITHON_CACHE`, or in `trilithon` in the user's cache folder; None where the user has no home."""
+    own = os.environ.get("TRILITHON_CACHE")
+    if own:
+        return Path(own).expanduser() / "kernels"
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (caches if caches.is_absolute() else Path.home() / ".cache") / "trilithon" / "kernels"
+    except RuntimeError:
+        return None
+
+
+def _calls(fused: GraphModule, inputs: list[Tensor]) -> dict[str, list[Call]]:
+    """The calls of one run, by what decides how fast they are: source, sizes, GPU and version of PyTorch."""
+    found: dict[str, list[Call]] = defaultdict(list)
+
+    class Record(Interpreter):
+        def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            kernel = self.fetch_attr(target)
+            if hasattr(kernel, "source"):
+                sizes = [tuple(x.shape) for x in args if isinstance(x, Tensor)]
+                device = torch.cuda.get_device_name(args[0].device) if args[0].is_cuda else "cpu"
+                known = repr((kernel.source, sizes, kernel.candidates(), device, torch.__version__))
+                found[hashlib.sha256(known.encode()).hexdigest()[:24]].append((kernel, args))
+            return super().call_module(target, args, kwargs)
+
+    Record(fused).run(*inputs)
+    return found
+
+
+def _fastest(calls: list[Call], measure: Callable[[list[Call]], float]) -> dict[str, int]:
+    kernel = calls[0][0]
+    own = kernel.settings()
+    best, least = own, float("inf")
+    for settings in kernel.candidates():
+        for other, _ in calls:
+            other.use(settings)
+        try:
+            seconds = measure(calls)
+        except Exception as error:
+            log.debug("%s cannot run with %s: %s", kernel.name, settings, error)
+            continue
+        if seconds < least * (1.0 if settings == own else GAIN):
+            best, least = settings, seconds
+    log.info("%s: %s, %.2f us", kernel.name, best, least * 1e6 / len(calls))
+    return dict(best)
+
+
+def _seconds(calls: list[Call]) -> float:
+    def run() -> None:
+        for kernel, args in calls:
+            kernel(*args)
+
+    graph, _ = captured(run)
+    graph.replay()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(REPLAYS):
+        graph.replay()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) / REPLAYS
+
+
+def _read(path: Path | None, kernel: Any) -> dict[str, int] | None:
+    try:
+        held = None if path is None else json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return held if held in kernel.candidates() else None
+
+
+def _write(path: Path | None, settings: dict[str, int]) -> None:
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+    except OSError as error:
+        log.warning("settings of kernels are not kept: %s", error)
