@@ -22,8 +22,9 @@ from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.options import Options
 from trilithon.prove.locality import TokenInputs
 from trilithon.rewrite.cache_ops import STORED
+from trilithon.rewrite.cache_shape import CacheShape
 from trilithon.rewrite.fuse_attention import SITE
-from trilithon.rewrite.insert_cache import CacheShape, Mode, cache_shapes, insert_cache
+from trilithon.rewrite.insert_cache import Mode, cache_shapes, insert_cache
 from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.split_context import Context, split_context
 from trilithon.rewrite.token_model import POSITIONS, longest, token_inputs
@@ -96,7 +97,7 @@ def _plan(source: Source, max_tokens: int | None, backend: str, options: Options
     inputs = token_inputs(program)
     context = split_context(program, inputs.tokens) if inputs.context else None
     native = backend != "tensorrt"  # its cache layer writes consecutive slots
-    kept = cache_shapes(program, rings=native, stored=_stored(options))
+    kept = cache_shapes(program, rings=native, stored=_stored(options), turned=_turned(backend, options))
     _check_guards(source.guards, context)
     if context is not None and not native:
         why = "its context, e.g. an encoder, runs on native kernels only"
@@ -147,6 +148,11 @@ def _stored(options: Options) -> torch.dtype | None:
     return None if options.cache_dtype is None else STORED[options.cache_dtype]
 
 
+def _turned(backend: str, options: Options) -> bool:
+    """May values be kept turned? The fused layer, and a product of matrices, would copy them back."""
+    return backend == "tensorrt" and options.attention == "auto"
+
+
 def _given(source: Source, plan: _Plan, rows: int) -> dict[str, Tensor]:
     """A canary of what the context takes, by name."""
     if plan.context is None:
@@ -188,11 +194,13 @@ def build_right(
 
 
 def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options, exact: bool) -> CachedDecoder:
-    native, context = backend != "tensorrt", plan.context
+    native, context, turned = backend != "tensorrt", plan.context, _turned(backend, options)
+    kept = [replace(shape, turned=shape.turned and turned) for shape in plan.kept]
 
     def lowered(name: str, mode: Mode) -> Callable[..., Any]:
-        gm = insert_cache(program, mode, all_logits=mode == "extend", rings=native, stored=_stored(options))
-        inputs = cached_inputs(gm, plan.kept, plan.max_tokens, options.max_batch, most_tokens=1 if mode == "step" else None)
+        every = mode == "extend"
+        gm = insert_cache(program, mode, all_logits=every, rings=native, stored=_stored(options), turned=turned)
+        inputs = cached_inputs(gm, kept, plan.max_tokens, options.max_batch, most_tokens=1 if mode == "step" else None)
         role: Role = "step" if mode == "step" and context is None else "sequence"  # no Inductor for each length of a context
         return lower_module(gm, backend, options, role=role, name=name, inputs=inputs, exact=exact)
 
@@ -203,7 +211,7 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
     )
     graphs = plan.device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
     grows = isinstance(modules.decode, GraphModule)  # Inductor would compile each size anew, and engines are built for one
-    decoder = CachedDecoder(modules, plan.kept, plan.max_tokens, options.max_batch, plan.device, graphs, grows)
+    decoder = CachedDecoder(modules, kept, plan.max_tokens, options.max_batch, plan.device, graphs, grows)
     if context is not None:
         module = lower_module(context.module, backend, options, role="sequence", name="context", inputs=())
         decoder.context = HeldContext(module, context.inputs, _has_rows(program, plan.inputs, context), decoder.drop_graphs)
@@ -237,7 +245,7 @@ def _located(
     ids = torch.arange(min(17, t), device=decoder.device).expand(b, -1) % 5
     start = torch.zeros(b, dtype=torch.int64, device=decoder.device)
     tensors = (ids, start, start + ids.shape[1], *decoder.caches)
-    gm = insert_cache(program, "prompt", rings=False)
+    gm = insert_cache(program, "prompt", rings=False, turned=_turned("tensorrt", options))
     inputs = decoder.modules.prefill.engine.inputs
     limit = TOLERANCE[decoder.shapes[0].dtype]
     found = first_diverging_site(gm, inputs, [x.contiguous() for x in tensors], options, limit, exact)

@@ -17,7 +17,7 @@ import trilithon
 from models.configs import tiny
 from trilithon import InputError, Options
 from trilithon.errors import CapacityExceeded
-from trilithon.rewrite.insert_cache import SPARE
+from trilithon.rewrite.cache_shape import SPARE
 from trilithon.runtime import decoder as decoder_module
 from trilithon.runtime.decoder import CachedDecoder
 from zoo.families import FAMILIES as ZOO

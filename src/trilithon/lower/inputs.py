@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from trilithon.rewrite.insert_cache import CacheShape
+from trilithon.rewrite.cache_shape import CacheShape
 from trilithon.rewrite.split_context import CONTEXT
 
 LARGEST = 1 << 31
@@ -113,8 +113,8 @@ def cached_inputs(
             sizes = [fixed(n) if isinstance(n, int) else axis for n, axis in zip(held.shape, free, strict=True)]
             own.append(Input(node.name, held.dtype, tuple(sizes)))
     caches = [
-        Input(f"{kind}_{i}", dtype, (batch, fixed(shape.g), fixed(shape.slots(cache_tokens)), fixed(width)))
+        Input(f"{kind}_{i}", dtype, (batch, fixed(heads), fixed(shape.slots(cache_tokens)), fixed(width)))
         for i, shape in enumerate(shapes)
-        for kind, width, dtype in shape.tensors
+        for kind, heads, width, dtype in shape.tensors
     ]
     return (*own, *caches)
