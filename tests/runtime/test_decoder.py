@@ -28,7 +28,9 @@ ROWS, TOKENS = 3, 120
 
 @cache
 def model(family: str) -> nn.Module:
-    return ZOO[family].make("sdpa") if family == "gemma3" else tiny(family)
+    if family in ("llama-3.2", "mistral"):
+        return tiny(family)
+    return ZOO[family].make("eager" if ZOO[family].eager_only else "sdpa")
 
 
 def compiled(family: str, **options: Any) -> CachedDecoder:
