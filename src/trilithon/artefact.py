@@ -17,7 +17,7 @@ from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.prove.verdict import Proof, Verdict
 from trilithon.report.report import Report, SiteReport
-from trilithon.rewrite.insert_cache import CacheShape
+from trilithon.rewrite.cache_shape import CacheShape
 from trilithon.runtime import program as runtime
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.spec.codec import decode, encode, readable_classes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -22,12 +22,14 @@ from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.options import Options
 from trilithon.prove.locality import TokenInputs
 from trilithon.rewrite.cache_ops import STORED
+from trilithon.rewrite.cache_shape import CacheShape
 from trilithon.rewrite.fuse_attention import SITE
-from trilithon.rewrite.insert_cache import CacheShape, Mode, cache_shapes, insert_cache
+from trilithon.rewrite.insert_cache import Mode, cache_shapes, insert_cache
 from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.split_context import Context, split_context
 from trilithon.rewrite.token_model import POSITIONS, longest, token_inputs
 from trilithon.rewrite.unlift import device_of, fake_inputs, unlift
+from trilithon.runtime.cache_notes import cache_notes, kept_notes
 from trilithon.runtime.context import HeldContext
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.original import Original
@@ -100,7 +102,7 @@ def _plan(source: Source, max_tokens: int | None, backend: str, options: Options
     inputs = token_inputs(program)
     context = split_context(program, inputs.tokens) if inputs.context else None
     native = backend != "tensorrt"  # its cache layer writes consecutive slots
-    kept = cache_shapes(program, rings=native, stored=_stored(options))
+    kept = cache_shapes(program, rings=native, stored=_stored(options), turned=_turned(backend, options))
     _check_guards(source.guards, context)
     if context is not None and not native:
         why = "its context, e.g. an encoder, runs on native kernels only"
@@ -151,6 +153,11 @@ def _stored(options: Options) -> torch.dtype | None:
     return None if options.cache_dtype is None else STORED[options.cache_dtype]
 
 
+def _turned(backend: str, options: Options) -> bool:
+    """May values be kept turned? The fused layer, and a product of matrices, would copy them back."""
+    return backend == "tensorrt" and options.attention == "auto"
+
+
 def _given(source: Source, plan: _Plan, rows: int) -> dict[str, Tensor]:
     """A canary of what the context takes, by name."""
     if plan.context is None:
@@ -192,13 +199,14 @@ def build_right(
 
 
 def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options, exact: bool) -> CachedDecoder:
-    native, context = backend != "tensorrt", plan.context
+    native, context, turned = backend != "tensorrt", plan.context, _turned(backend, options)
+    kept = [replace(shape, turned=shape.turned and turned) for shape in plan.kept]
     first = min(LEAST_SLOTS, plan.max_tokens) if native else None  # engines are built for one size
 
     def lowered(name: str, mode: Mode) -> Callable[..., Any]:
-        gm = insert_cache(program, mode, all_logits=mode == "extend", rings=native, stored=_stored(options))
-        most = 1 if mode == "step" else None
-        inputs = cached_inputs(gm, plan.kept, plan.max_tokens, options.max_batch, most_tokens=most, first_tokens=first)
+        every, most = mode == "extend", 1 if mode == "step" else None
+        gm = insert_cache(program, mode, all_logits=every, rings=native, stored=_stored(options), turned=turned)
+        inputs = cached_inputs(gm, kept, plan.max_tokens, options.max_batch, most_tokens=most, first_tokens=first)
         roles: dict[Mode, Role] = {"prompt": "prompt", "step": "step", "extend": "sequence"}
         role = roles[mode] if context is None else "sequence"  # no Inductor for each length of a context
         return lower_module(gm, backend, options, role=role, name=name, inputs=inputs, exact=exact)
@@ -209,7 +217,7 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
         extend=lowered("extend", "extend") if native else None,  # an engine more would hold the weights once more
     )
     graphs = plan.device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
-    decoder = CachedDecoder(modules, plan.kept, plan.max_tokens, options.max_batch, plan.device, graphs, first)
+    decoder = CachedDecoder(modules, kept, plan.max_tokens, options.max_batch, plan.device, graphs, first)
     if context is None and graphs and native:  # an engine's graph is void once the engine has run at another length
         decoder.prompts = PromptGraphs(modules.prefill)
     if context is not None:
@@ -245,7 +253,7 @@ def _located(
     ids = torch.arange(min(17, t), device=decoder.device).expand(b, -1) % 5
     start = torch.zeros(b, dtype=torch.int64, device=decoder.device)
     tensors = (ids, start, start + ids.shape[1], *decoder.caches)
-    gm = insert_cache(program, "prompt", rings=False)
+    gm = insert_cache(program, "prompt", rings=False, turned=_turned("tensorrt", options))
     inputs = decoder.modules.prefill.engine.inputs
     limit = TOLERANCE[decoder.shapes[0].dtype]
     found = first_diverging_site(gm, inputs, [x.contiguous() for x in tensors], options, limit, exact)
@@ -277,22 +285,3 @@ def capacity(most: int | None, wanted: int | None) -> int:
             todo=f"pass max_tokens={2 if wanted < 2 else most}",
         )
     return wanted
-
-
-def cache_notes(decoder: CachedDecoder | CannotCache) -> tuple[str, ...]:
-    if isinstance(decoder, CannotCache):
-        return (f"no KV cache: {decoder.why}" + (f" (at {decoder.where})" if decoder.where else ""),)
-    rows = "1 row" if decoder.max_batch == 1 else f"{decoder.max_batch} rows"
-    return (f"KV cache: {decoder.cache_tokens} tokens x {rows}, {decoder.most_cache_bytes / 1e6:.1f} MB",)
-
-
-def kept_notes(cache_dtype: str | None, errors: Sequence[float]) -> tuple[str, ...]:
-    """What a report says of a cache of 8 bits: that it is an approximation, and how good a one.
-
-    Args:
-        errors: what `verify_decoder` gave; none where the options ask for no verification.
-    """
-    if cache_dtype is None:
-        return ()
-    found = f"{errors[-1]:.1e} on the canary prompts" if errors else "not measured, since verify=False"
-    return (f"K and V are kept in {cache_dtype}, an approximation: relative error of the logits against eager {found}",)

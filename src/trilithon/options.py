@@ -29,7 +29,8 @@ class Options:
         max_batch: rows that the KV cache holds.
         gpu: what TensorRT builds engines for, e.g. "sm80"; None = the GPU at hand.
         attention: how TensorRT attends. "auto" takes its fused attention layer where that is right, else matmul, softmax,
-            matmul, and the report says why; "fused" raises where the layer cannot serve; "decomposed" never uses it.
+            matmul, or over a cache sums, and the report says why; "fused" raises where the layer cannot serve; "decomposed"
+            is matmul, softmax, matmul everywhere.
         engine_cache: folder in which TensorRT engines are kept, and found again by what they were built from: each is as
             large as the weights. None = they are built anew.
         cache_dtype: K and V are kept in 8 bits, with one float32 scale a token and key head: an approximation, whose error

@@ -10,7 +10,7 @@ import trilithon
 from trilithon import Options
 from trilithon.lower.native.split_kv import attend_split
 from trilithon.rewrite.cache_ops import slot_positions
-from trilithon.rewrite.insert_cache import SPARE
+from trilithon.rewrite.cache_shape import SPARE
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.verify import relative_error
 from trilithon.spec.evaluate import evaluate

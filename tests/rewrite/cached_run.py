@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from trilithon.rewrite.insert_cache import SPARE, cache_shapes, insert_cache
+from trilithon.rewrite.cache_shape import SPARE
+from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
 
 Found = list[tuple[int, int, Tensor]]  # row, position, logits [v]
 
@@ -32,17 +33,18 @@ class CachedRun:
         most: int,
         *,
         rings: bool,
+        turned: bool = False,
         context: Sequence[Tensor] = (),
         tokens: str | None = None,
     ) -> None:
         self.ids, self.start, self.most, self.context = ids, [0] * len(ids), most, context
-        self.shapes = cache_shapes(program, rings=rings, tokens=tokens)
-        self.prompt = insert_cache(program, "prompt", rings=rings, tokens=tokens)
-        self.step = insert_cache(program, "step", rings=rings, tokens=tokens)
-        self.extend = insert_cache(program, "extend", rings=rings, all_logits=True, tokens=tokens)
-        self.last = insert_cache(program, "extend", rings=rings, tokens=tokens)
+        self.shapes = cache_shapes(program, rings=rings, turned=turned, tokens=tokens)
+        self.prompt = insert_cache(program, "prompt", rings=rings, turned=turned, tokens=tokens)
+        self.step = insert_cache(program, "step", rings=rings, turned=turned, tokens=tokens)
+        self.extend = insert_cache(program, "extend", rings=rings, turned=turned, all_logits=True, tokens=tokens)
+        self.last = insert_cache(program, "extend", rings=rings, turned=turned, tokens=tokens)
         self.caches = [  # what an unused slot holds must not matter
-            torch.full((len(ids), c.g, c.slots(most), width), 99.0, dtype=c.dtype) for c in self.shapes for width in (c.d, c.e)
+            torch.full((len(ids), x.heads, c.slots(most), x.width), 99.0, dtype=x.dtype) for c in self.shapes for x in c.tensors
         ]
 
     def feed(self, counts: Sequence[int], random: Random) -> Found:

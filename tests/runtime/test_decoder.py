@@ -16,7 +16,7 @@ import trilithon
 from models.configs import tiny
 from trilithon import InputError, Options, caching
 from trilithon.errors import CapacityExceeded
-from trilithon.rewrite.insert_cache import SPARE
+from trilithon.rewrite.cache_shape import SPARE
 from trilithon.runtime.decoder import CachedDecoder
 from zoo.families import FAMILIES as ZOO
 
@@ -26,7 +26,9 @@ ROWS, TOKENS = 3, 120
 
 @cache
 def model(family: str) -> nn.Module:
-    return ZOO[family].make("sdpa") if family == "gemma3" else tiny(family)
+    if family in ("llama-3.2", "mistral"):
+        return tiny(family)
+    return ZOO[family].make("eager" if ZOO[family].eager_only else "sdpa")
 
 
 def compiled(family: str, **options: Any) -> CachedDecoder:

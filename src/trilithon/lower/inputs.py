@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from trilithon.rewrite.insert_cache import CacheShape
+from trilithon.rewrite.cache_shape import CacheShape
 from trilithon.rewrite.split_context import CONTEXT
 
 LARGEST = 1 << 31
@@ -115,9 +115,9 @@ def cached_inputs(
             sizes = [fixed(n) if isinstance(n, int) else axis for n, axis in zip(held.shape, free, strict=True)]
             own.append(Input(node.name, held.dtype, tuple(sizes)))
     caches = [
-        Input(f"{kind}_{i}", dtype, (batch, fixed(shape.g), _slots(shape, cache_tokens, first_tokens), fixed(width)))
+        Input(f"{kind}_{i}", dtype, (batch, fixed(heads), _slots(shape, cache_tokens, first_tokens), fixed(width)))
         for i, shape in enumerate(shapes)
-        for kind, width, dtype in shape.tensors
+        for kind, heads, width, dtype in shape.tensors
     ]
     return (*own, *caches)
 

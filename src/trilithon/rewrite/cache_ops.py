@@ -107,6 +107,17 @@ def read_cache(cache: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return (cache.to(torch.promote_types(dtype, torch.float32)) * scales).to(dtype)
 
 
+def turn(x: Tensor) -> Tensor:
+    """Values `[b g s e]` as `g * e` heads of one number, `[b g*e s 1]`."""
+    return x.transpose(2, 3).flatten(1, 2).unsqueeze(3)
+
+
+def turn_back(cache: Tensor, g: int) -> Tensor:
+    """The values `[b g t e]` in a cache `[b g*e t 1]` of what `turn` gives; a view."""
+    b, heads, t, _ = cache.shape
+    return cache.view(b, g, heads // g, t).transpose(2, 3)
+
+
 def slot_positions(end: Tensor, slots: int) -> Tensor:
     """The position of the token that each slot holds once `end` tokens were written, `[b slots]`; negative = empty.
 

@@ -10,70 +10,34 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from trilithon.passes import bound_arguments
 from trilithon.prove.axes import ROWS, TOKENS, refuse
 from trilithon.rewrite.cache_ops import (
     read_cache,
     real_positions,
     slot_positions,
     token_positions,
+    turn,
+    turn_back,
     write_cache,
     write_cache_8bit,
 )
+from trilithon.rewrite.cache_shape import CacheShape
 from trilithon.rewrite.give_logits import give_best, give_logits
 from trilithon.rewrite.row_positions import RowPositions
 from trilithon.rewrite.token_model import TokenModel, mask_window, token_model
 
 aten = torch.ops.aten
 Mode = Literal["prompt", "step", "extend"]
-SPARE = 15  # slots of a ring beyond its window: tokens that one call may bring beside the first, and that may be taken back
-
-
-class CacheTensor(NamedTuple):
-    """One of the tensors `[b g slots width]` that a site keeps."""
-
-    kind: str
-    width: int
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """What one attention site keeps for a token: `g` heads of `d` (keys) and `e` (values) numbers.
-
-    Attributes:
-        dtype: of keys and values in the program.
-        window: the keys that a query sees at most, where the site keeps a ring of them; None = every position has a slot.
-        stored: a type of 8 bits to keep them in, with one scale a token and head; None = `dtype`.
-    """
-
-    g: int
-    d: int
-    e: int
-    dtype: torch.dtype
-    window: int | None = None
-    stored: torch.dtype | None = None
-
-    def slots(self, cache_tokens: int) -> int:
-        """Slots a row, of a cache for so many tokens."""
-        return cache_tokens if self.window is None else min(self.window + SPARE, cache_tokens)
-
-    @property
-    def tensors(self) -> tuple[CacheTensor, ...]:
-        """What is kept, in the order of a module's inputs: keys and values, each with its scales where there are any."""
-        kept: list[CacheTensor] = []
-        for kind, width in (("k", self.d), ("v", self.e)):
-            kept.append(CacheTensor(f"cache_{kind}", width, self.stored or self.dtype))
-            if self.stored is not None:
-                kept.append(CacheTensor(f"scale_{kind}", 1, torch.float32))
-        return tuple(kept)
-
-    def bytes_of(self, cache_tokens: int) -> int:
-        """Bytes a row, of a cache for so many tokens."""
-        return self.slots(cache_tokens) * self.g * sum(x.width * x.dtype.itemsize for x in self.tensors)
 
 
 def cache_shapes(
-    program: ExportedProgram, *, tokens: str | None = None, rings: bool = True, stored: torch.dtype | None = None
+    program: ExportedProgram,
+    *,
+    tokens: str | None = None,
+    rings: bool = True,
+    stored: torch.dtype | None = None,
+    turned: bool = False,
 ) -> list[CacheShape]:
     """Show that a cache is sound (see `token_model`), and what each site must keep.
 
@@ -81,20 +45,22 @@ def cache_shapes(
         program: its proved attention canonical.
         tokens: as given to `token_model`.
         rings: a site whose mask is a window or chunks keeps only what its queries can see.
-        stored: as in `CacheShape`.
+        stored, turned: as in `CacheShape`; a site with sinks is not turned.
 
     Raises:
         CannotCache: the program's inputs, a node or a site stands in the way.
     """
-    return [_cache_shape(site, rings, stored) for site in token_model(program, tokens).sites]
+    return [_cache_shape(site, rings, stored, turned) for site in token_model(program, tokens).sites]
 
 
-def _cache_shape(node: Node, rings: bool, stored: torch.dtype | None) -> CacheShape:
+def _cache_shape(node: Node, rings: bool, stored: torch.dtype | None, turned: bool) -> CacheShape:
     _, k, v = node.args[:3]
     (_, g, _, d), (_, _, _, e) = k.meta["val"].shape, v.meta["val"].shape  # type: ignore[union-attr]
     if not all(isinstance(size, int) for size in (g, d, e)):
         raise refuse(node, "the number or the width of its heads is known only at run time")
-    return CacheShape(g, d, e, k.meta["val"].dtype, mask_window(node) if rings else None, stored)  # type: ignore[union-attr]
+    window, has_sinks = mask_window(node), bound_arguments(node)["sinks"] is not None
+    dtype: torch.dtype = k.meta["val"].dtype  # type: ignore[union-attr]
+    return CacheShape(g, d, e, dtype, window if rings else None, stored, turned and not has_sinks)
 
 
 def insert_cache(
@@ -105,6 +71,7 @@ def insert_cache(
     all_logits: bool = False,
     rings: bool = True,
     stored: torch.dtype | None = None,
+    turned: bool = False,
 ) -> GraphModule:
     """The program over a cache: `(tokens, start, counts, context_0, ..., cache_k_0, cache_v_0, ...) -> logits`.
 
@@ -116,20 +83,20 @@ def insert_cache(
             "extend": any number of tokens at any start.
         tokens: as given to `token_model`.
         all_logits: logits `[b s v]` of every token, else `[b 1 v]` of the last real one of each row.
-        rings, stored: as given to `cache_shapes`.
+        rings, stored, turned: as given to `cache_shapes`.
 
     The module's inputs: the tokens `[b s]`, under the name that the program has for them; `start [b]` int64: tokens in
     the cache of each row before; `counts [b]` int64, 1 to s: how many of the tokens at hand are real, from the left;
     what `split_context` gives, where the program has a context; and for each site its `cache_k_i [b g slots d]` and
     `cache_v_i [b g slots e]`, which are written in place; with `stored` each has its `scale_k_i` or `scale_v_i [b g slots 1]`
-    behind it. The token at position p of a row is kept in slot `p % slots`.
+    behind it, and values that are turned have `[b g*e slots 1]`. The token at position p of a row is in slot `p % slots`.
     Padding stands behind all real tokens of its row, so that the causal mask hides it, and leaves no trace.
 
     Raises:
         CannotCache: as `cache_shapes`; or all logits are asked of a program that gives those of the last token.
     """
     model = token_model(program, tokens)
-    shapes = [_cache_shape(site, rings, stored) for site in model.sites]
+    shapes = [_cache_shape(site, rings, stored, turned) for site in model.sites]
     inputs = _inputs(model, mode, shapes)
     _place_tokens(model, inputs)
     use = _UseCache(model.gm, inputs, mode)
@@ -146,10 +113,11 @@ def insert_cache(
 
 
 class _Kept(NamedTuple):
-    """A cache; of 8 bits it has scales."""
+    """A cache; of 8 bits it has scales. One that is turned is for `turned` heads."""
 
     cache: Node
     scales: Node | None
+    turned: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,7 +165,7 @@ def _placeholders(gm: GraphModule, after: Node, shapes: list[CacheShape]) -> lis
             with gm.graph.inserting_after(after):
                 made[tensor.kind] = after = gm.graph.placeholder(f"{tensor.kind}_{i}")
         key, value = (_Kept(made[f"cache_{kind}"], made.get(f"scale_{kind}")) for kind in "kv")
-        pairs.append((key, value))
+        pairs.append((key, value._replace(turned=shape.g if shape.turned else 0)))
     return pairs
 
 
@@ -240,7 +208,8 @@ class _UseCache:
                                                 %values = write_cache(%cache_v, %v, %start, %counts)
                                                 %o = attention(%q, %keys, %values, "causal", .., %start)
 
-    A cache of 8 bits is written by `write_cache_8bit`, and what it holds is `read_cache` of cache and scales.
+    A cache of 8 bits is written by `write_cache_8bit`, and what it holds is `read_cache` of cache and scales. Into one that
+    is turned `turn(%v)` is written, and what it holds is `turn_back` of it.
     It reads what the write returns, not the cache, so that no pass can put the attention before the write. In a prompt
     it reads `%k` and `%v`; over a ring, several tokens read the ring as it was and themselves, and are written after.
     """
@@ -275,16 +244,20 @@ class _UseCache:
 
     def _write(self, kept: _Kept, x: Any) -> _Kept:
         """What the write returns."""
-        graph, rest = self.gm.graph, (x, self.inputs.start, self.inputs.counts)
+        graph = self.gm.graph
+        rest = (graph.call_function(turn, (x,)) if kept.turned else x, self.inputs.start, self.inputs.counts)
         if kept.scales is None:
-            return _Kept(graph.call_function(write_cache, (kept.cache, *rest)), None)
-        both = graph.call_function(write_cache_8bit, (*kept, *rest))
-        return _Kept(*(graph.call_function(operator.getitem, (both, i)) for i in range(2)))
+            return kept._replace(cache=graph.call_function(write_cache, (kept.cache, *rest)))
+        both = graph.call_function(write_cache_8bit, (kept.cache, kept.scales, *rest))
+        cache, scales = (graph.call_function(operator.getitem, (both, i)) for i in range(2))
+        return _Kept(cache, scales)
 
     def _read(self, kept: _Kept, shape: CacheShape) -> Node:
+        if kept.turned:
+            return self.gm.graph.call_function(turn_back, (kept.cache, kept.turned))
         if kept.scales is None:
             return kept.cache
-        return self.gm.graph.call_function(read_cache, (*kept, shape.dtype))
+        return self.gm.graph.call_function(read_cache, (kept.cache, kept.scales, shape.dtype))
 
     def _held(self, window: int, cache: Node) -> Node:
         """Positions of the keys of a ring: after the write of one token, or before that of several and then theirs."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trilithon.errors import CapacityExceeded, InputError
-from trilithon.rewrite.insert_cache import SPARE, CacheShape, CacheTensor
+from trilithon.rewrite.cache_shape import SPARE, CacheShape, CacheTensor
 from trilithon.runtime.context import HeldContext, Snapshot
 from trilithon.runtime.prompt import PromptGraphs, bucket
 from trilithon.runtime.step import Decode, Step
@@ -75,7 +75,7 @@ class CachedDecoder:
 
         def zeros(shape: CacheShape, tensor: CacheTensor) -> Tensor:
             slots = shape.slots(room if shape.window is None else self.cache_tokens)
-            return torch.zeros(self.max_batch, shape.g, slots, tensor.width, dtype=tensor.dtype, device=self.device)
+            return torch.zeros(self.max_batch, tensor.heads, slots, tensor.width, dtype=tensor.dtype, device=self.device)
 
         with torch.inference_mode(False):  # it outlives the mode that the caller is in
             fresh = [zeros(shape, tensor) for shape in self.shapes for tensor in shape.tensors]

@@ -1,4 +1,4 @@
-"""Attention as TensorRT layers: the fused one, or matmul, softmax, matmul, which the builder turns into one kernel too."""
+"""Attention as TensorRT layers: the fused one; matmul, softmax, matmul, which the builder turns into one kernel too; sums."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Attention:
         bias: added to the scores; -inf forbids a key.
         keeps_a_key: it is certain that every query may see a key.
         mask: text of the mask that was proved; "" where none was.
+        turned: the values as a cache holds them, `[b g e t]`, where `spec` says so.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Attention:
     bias: ITensor | None = None
     keeps_a_key: bool = True
     mask: str = ""
+    turned: ITensor | None = None
 
 
 def attend(net: Network, site: Attention) -> ITensor:
@@ -50,6 +52,8 @@ def attend(net: Network, site: Attention) -> ITensor:
     if net.attention == "fused" and form != "fused":
         raise net.refuse(f"{site.name} was asked to be fused: {reason}", todo="use attention='auto' or 'decomposed'")
     net.sites.append(SiteLowering(site.name, form, reason, site.mask, site.spec.from_start))
+    if form == "summed":
+        return _summed(net, site)
     return _fused(net, site) if form == "fused" else _primitives(net, site)
 
 
@@ -97,13 +101,7 @@ def _primitives(net: Network, site: Attention) -> ITensor:
     q, k, v = site.qkv
     wide, dtype = torch.float32, net.dtype(q)
     keys, values = (_per_query_head(net, x, site) for x in (k, v))
-    scores = net.cast(net.matmul(q, keys, transpose_b=True), wide)
-    if site.scale != 1:
-        scores = net.elementwise("PROD", scores, net.number(site.scale, wide, 4))
-    if site.spec.softcap is not None:
-        scores = _capped(net, scores, site.spec.softcap)
-    if site.bias is not None:
-        scores = net.elementwise("SUM", scores, net.cast(site.bias, wide))
+    scores = _changed(net, site, net.cast(net.matmul(q, keys, transpose_b=True), wide), site.bias)
     allowed = _may_see(net, site, "scores") if one_query else site.allowed("scores")
     if allowed is not None:
         outside = torch.finfo(wide).min if one_query else -math.inf
@@ -115,6 +113,45 @@ def _primitives(net: Network, site: Attention) -> ITensor:
     return result if one_query else _without_empty_rows(net, site, result)
 
 
+def _summed(net: Network, site: Attention) -> ITensor:
+    """One query over a cache of turned values: products in float32, added up along contiguous numbers, `d` and then `t`.
+
+    Scores are `[b g h//g t]`: the query heads of a key head read it together, and nothing is repeated for them.
+    """
+    (q, k, v), (g, n) = site.qkv, _groups(net, site)
+    wide, b, t, d = torch.float32, net.size(q, 0), net.size(k, 2), net.size(k, 3)
+
+    def grouped(x: ITensor | None) -> ITensor | None:
+        return x if x is None or x.shape[1] == 1 else net.reshape(x, [net.size(x, 0), g, n, net.size(x, 3)])
+
+    queries = net.reshape(net.cast(q, wide), [b, g, n, 1, d])
+    keys = net.reshape(net.cast(k, wide), [b, g, 1, t, d])
+    scores = net.reduce("SUM", net.elementwise("PROD", queries, keys), [4], keep=False)
+    scores = _changed(net, site, scores, grouped(site.bias))
+    allowed = grouped(_may_see(net, site, "scores"))
+    if allowed is not None:
+        scores = net.select(allowed, scores, net.number(torch.finfo(wide).min, wide, 4))
+    weights = net.unary("EXP", net.elementwise("SUB", scores, net.reduce("MAX", scores, [3], keep=True)))
+    if allowed is not None and not site.keeps_a_key:
+        weights = net.select(allowed, weights, net.number(0.0, wide, 4))
+    total = net.reduce("SUM", weights, [3], keep=True)
+    if not site.keeps_a_key:
+        total = net.elementwise("MAX", total, net.number(1.0, wide, 4))  # the largest weight is 1, if there is any
+    values = net.reshape(net.cast(site.turned, wide), [b, g, 1, net.size(v, 3), t])
+    added = net.reduce("SUM", net.elementwise("PROD", net.reshape(weights, [b, g, n, 1, t]), values), [4], keep=False)
+    result = net.cast(net.elementwise("DIV", added, total), net.dtype(q))
+    return net.reshape(result, [b, g * n, 1, net.size(v, 3)])
+
+
+def _changed(net: Network, site: Attention, scores: ITensor, bias: ITensor | None) -> ITensor:
+    """Scores in float32 with scale, softcap and bias."""
+    if site.scale != 1:
+        scores = net.elementwise("PROD", scores, net.number(site.scale, torch.float32, 4))
+    if site.spec.softcap is not None:
+        scores = _capped(net, scores, site.spec.softcap)
+    return scores if bias is None else net.elementwise("SUM", scores, net.cast(bias, torch.float32))
+
+
 def _capped(net: Network, scores: ITensor, softcap: float) -> ITensor:
     """`softcap * tanh(scores / softcap)`."""
     down, up = (net.number(x, torch.float32, 4) for x in (1 / softcap, softcap))
@@ -123,14 +160,20 @@ def _capped(net: Network, scores: ITensor, softcap: float) -> ITensor:
 
 def _per_query_head(net: Network, x: ITensor, site: Attention) -> ITensor:
     """Keys or values `[b g t d]` as `[b h t d]`: query head i reads head i // (h // g). One query's kernel copies nothing."""
+    g, n = _groups(net, site)
+    if n == 1:
+        return x
+    b, _, t, d = net.sizes(x)
+    grouped = net.expand(net.reshape(x, [b, g, 1, t, d]), [-1, -1, n, -1, -1])
+    return net.reshape(grouped, [b, g * n, t, d])
+
+
+def _groups(net: Network, site: Attention) -> tuple[int, int]:
+    """Key heads, and query heads of each."""
     h, g = site.spec.h, site.spec.g
     if h is None or g is None or h % g:
         raise net.refuse(f"{site.name} has {h} query heads over {g} key heads")
-    if h == g:
-        return x
-    b, _, t, d = net.sizes(x)
-    grouped = net.expand(net.reshape(x, [b, g, 1, t, d]), [-1, -1, h // g, -1, -1])
-    return net.reshape(grouped, [b, h, t, d])
+    return g, h // g
 
 
 def _may_see(net: Network, site: Attention, use: str) -> ITensor | None:

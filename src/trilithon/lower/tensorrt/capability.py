@@ -13,7 +13,7 @@ import torch
 from trilithon.lower.inputs import Axis
 from trilithon.spec.masks import Causal, Chunked, LocalWindow, Mask, SlidingWindow, parts
 
-Form = Literal["fused", "decomposed"]
+Form = Literal["fused", "decomposed", "summed"]
 FEW_KEYS = 512  # up to so many, one query and a mask are a form that the builder takes
 UNKNOWN = Axis(1, 1, 1 << 31)
 HALVES = ", its kernel adds up in float16: up to 8 times the error of PyTorch's"  # measured: docs/backends.md
@@ -25,7 +25,8 @@ class SiteLowering:
 
     Attributes:
         name: the site's.
-        form: "fused": IAttention; "decomposed": matmul, softmax, matmul, which the builder may fuse on its own.
+        form: "fused": IAttention; "decomposed": matmul, softmax, matmul, which the builder may fuse on its own; "summed":
+            products that are added up, in float32.
         reason: why this form.
         mask: text of the mask that was proved; "" where none was.
         from_start: queries stand behind what a cache holds.
@@ -52,6 +53,7 @@ class AttentionSpec:
         mask: data type of any other mask: bool, or what is added to the scores; None = every key is allowed.
         from_start: queries stand at positions behind what a cache holds.
         softcap: scores become `softcap * tanh(scores / softcap)`.
+        turned: a cache holds the values as `[b g e t]`.
     """
 
     dtype: torch.dtype
@@ -66,6 +68,7 @@ class AttentionSpec:
     mask: torch.dtype | None = None
     from_start: bool = False
     softcap: float | None = None
+    turned: bool = False
 
 
 def by_causal_kind(spec: AttentionSpec) -> bool:
@@ -132,6 +135,8 @@ def choose(spec: AttentionSpec, attention: str) -> tuple[Form, str]:
     """
     if attention == "decomposed":
         return "decomposed", "asked for"
+    if attention == "auto" and spec.turned and spec.s.high == 1:
+        return "summed", "one query over a cache of turned values: sums along contiguous numbers copy nothing"
     refusal = refuses(spec)
     if refusal is not None:
         return "decomposed", refusal
@@ -148,12 +153,14 @@ def choose(spec: AttentionSpec, attention: str) -> tuple[Form, str]:
 def keeps_a_key(mask: Mask, spec: AttentionSpec) -> bool:
     """Is it certain that every query may see a key? A row without one must give 0."""
     kinds = parts(mask)
+    own_key = (Causal, SlidingWindow, LocalWindow, Chunked)
+    own = all(isinstance(p, own_key) and getattr(p, "align", "upper_left") == "upper_left" for p in kinds)
+    if spec.from_start and spec.turned and spec.s.high == 1:
+        return own  # the query's own was written before it attends
     if spec.from_start or any(isinstance(p, (Causal, SlidingWindow)) and p.align != "upper_left" for p in kinds):
         return False
     if all(isinstance(p, Causal) for p in kinds):
         return True  # key 0
-    own_key = (Causal, SlidingWindow, LocalWindow, Chunked)
-    own = all(isinstance(p, own_key) and getattr(p, "align", "upper_left") == "upper_left" for p in kinds)
     return own and (spec.same_length or spec.s.high <= spec.t.low)
 
 

@@ -108,7 +108,8 @@ def check_kernels(plan: Path, layers: Iterable[Layer], sites: Iterable[SiteLower
     with plan.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as engine:
         kernels = {kernel.name: kernel for kernel in attention_kernels(engine)}
     launched = [layer for layer in layers if layer.is_attention and layer.tactic in kernels]
-    for layer, possible in zip(launched, _sites_of(launched, list(sites)), strict=True):
+    of_one_kernel = [site for site in sites if site.form != "summed"]
+    for layer, possible in zip(launched, _sites_of(launched, of_one_kernel), strict=True):
         kernel = kernels[layer.tactic]
         found = [
             contradiction(kernel, parse(site.mask), from_start=site.from_start) if site.mask else None for site in possible

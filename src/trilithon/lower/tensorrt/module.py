@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 from trilithon.errors import CannotLower, InputError
+from trilithon.lower.tensorrt.capability import Form
 from trilithon.lower.tensorrt.engine import Engine
 from trilithon.lower.tensorrt.execute import Executor
 from trilithon.lower.tensorrt.interpret import interpret
 from trilithon.lower.tensorrt.network import Network
+
+FORMS: dict[Form, str] = {
+    "fused": "IAttention",
+    "decomposed": "matmul-softmax-matmul",
+    "summed": "products added up in float32",
+}
 
 
 class TensorRTModule:
@@ -76,7 +83,6 @@ def site_forms(modules: Mapping[str, Any]) -> dict[str, str]:
             continue
         fused = {path for layer in module.engine.layers if layer.is_attention for path in layer.modules}
         for site in module.engine.sites:
-            form = "IAttention" if site.form == "fused" else "matmul-softmax-matmul"
-            kernels = "one kernel" if site.name in fused else "several kernels"
-            found.setdefault(site.name, []).append(f"{program}: {form} ({site.reason}), {kernels}")
+            kernels = "one kernel" if site.name in fused and site.form != "summed" else "several kernels"
+            found.setdefault(site.name, []).append(f"{program}: {FORMS[site.form]} ({site.reason}), {kernels}")
     return {name: "; ".join(texts) for name, texts in found.items()}

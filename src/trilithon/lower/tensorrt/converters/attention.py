@@ -61,6 +61,7 @@ def convert_attention(
     typed = None if upper_left or meaning == Full() else torch.bool
     typed = typed if added is None else torch.float32
     spec = replace(spec, upper_left=upper_left, mask=typed, from_start=q_start is not None, softcap=softcap or None)
+    spec = replace(spec, turned=("turned", v.name) in net.shared)
     allowed = partial(emit_mask, net, meaning, scores, q_start, key_mask, None)
     site = Attention(
         name=_site_name(net.node),
@@ -71,6 +72,7 @@ def convert_attention(
         bias=added,
         keeps_a_key=keeps_a_key(meaning, spec),
         mask=mask,
+        turned=net.shared.get(("turned", v.name)),
     )
     return attend(net, site)
 

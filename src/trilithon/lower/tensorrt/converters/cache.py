@@ -10,7 +10,7 @@ import torch
 from trilithon.lower.tensorrt.converters.registry import converts
 from trilithon.lower.tensorrt.library import library
 from trilithon.lower.tensorrt.network import ITensor, Network, Size
-from trilithon.rewrite.cache_ops import last_tokens, real_positions, token_positions, write_cache
+from trilithon.rewrite.cache_ops import last_tokens, real_positions, token_positions, turn, turn_back, write_cache
 
 
 @converts(token_positions)
@@ -53,6 +53,24 @@ def convert_write_cache(net: Network, cache: ITensor, x: ITensor, start: ITensor
     made = net.out("kv_cache_update", cache, x, net.shared[key], library().KVCacheMode.LINEAR)
     net.aliases[cache.name] = made
     return made
+
+
+@converts(turn)
+def convert_turn(net: Network, x: ITensor) -> ITensor:
+    """Of one token nothing moves."""
+    b, g, s, e = net.sizes(x)
+    moved = x if s == 1 else net.permute(x, [0, 1, 3, 2])
+    return net.reshape(moved, [b, net.product([g, e]), s, 1])
+
+
+@converts(turn_back)
+def convert_turn_back(net: Network, cache: ITensor, g: int) -> ITensor:
+    """As they are kept, `[b g e t]`, they are `net.shared["turned", name]`: an attention that can, reads those."""
+    b, heads, t, _ = net.sizes(cache)
+    kept = net.reshape(cache, [b, g, net.calculate("FLOOR_DIV", heads, g), t])
+    values = net.permute(kept, [0, 1, 3, 2])
+    net.shared["turned", values.name] = kept
+    return values
 
 
 def _column(net: Network, x: ITensor) -> ITensor:
