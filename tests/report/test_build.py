@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import trilithon
-from trilithon.caching import cache_notes
 from trilithon.report.groups import groups, pictured
 from trilithon.report.picture import Drawing, draw
+from trilithon.runtime.cache_notes import cache_notes
 from trilithon.spec.masks import Causal, Formula
 
 
