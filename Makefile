@@ -23,8 +23,10 @@ size: .venv/.ready
 	$(BIN)/pytest tests/test_layers.py
 
 # torch goes first and alone, without constraints, so that a machine set up for one build of it (CPU, CUDA) keeps that build.
+# A build for CUDA brings its Triton; without one, Triton's interpreter runs the kernels in tests.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) install torch==2.13.0
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --no-deps triton==3.7.1
 	touch $@

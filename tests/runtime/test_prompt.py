@@ -20,7 +20,6 @@ from runtime import test_decoder as schedules
 from runtime.tiny_llama import VOCABULARY, tiny_llama
 from trilithon import Options
 from trilithon.lower.native.prompt import Prompt
-from trilithon.runtime import decoder as decoder_module
 from trilithon.runtime import prompt as prompt_module
 from trilithon.runtime import step as step_module
 from trilithon.runtime.decoder import CachedDecoder
@@ -74,11 +73,11 @@ def made(rows: int = 1, layers: int = 2, **options: Any) -> trilithon.Compiled:
     return trilithon.compile(model, max_tokens=TOKENS, options=Options(max_batch=rows, verify=False, **options))
 
 
-def fresh(**options: Any) -> CachedDecoder:
+def fresh(first_tokens: int | None = None, **options: Any) -> CachedDecoder:
     """A decoder of its own over programs that tests share."""
     kept = made(**options).decoder
     prompts = None if kept.prompts is None else PromptGraphs(kept.modules.prefill)
-    sizes = (kept.cache_tokens, kept.max_batch, kept.device, kept.cuda_graphs, kept.first_tokens)
+    sizes = (kept.cache_tokens, kept.max_batch, kept.device, kept.cuda_graphs, first_tokens)
     return CachedDecoder(kept.modules, kept.shapes, *sizes, prompts=prompts)
 
 
@@ -140,10 +139,9 @@ def test_without_graphs_nothing_is_padded() -> None:
     assert shapes == [(1, 3)]
 
 
-def test_graphs_are_dropped_when_the_cache_moves(monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
+def test_graphs_are_dropped_when_the_cache_moves(recorder: Recorder) -> None:
     """A stale graph would write into the old caches."""
-    monkeypatch.setattr(decoder_module, "LEAST_SLOTS", 64)
-    plain, decoder = fresh(), fresh(cuda_graphs=True)
+    plain, decoder = fresh(), fresh(64, cuda_graphs=True)
     for _ in range(3):
         decoder.prefill(ids_of(20), torch.tensor([0]))
     assert set(decoder.prompts._graphs) == {(1, 64)} and decoder.cache_bytes < decoder.most_cache_bytes
