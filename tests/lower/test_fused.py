@@ -22,12 +22,13 @@ from trilithon.lower.native.fused.launch import Attention, Largest, Products, Va
 from trilithon.lower.native.fused.operations import VIEWS, CannotFuse
 from trilithon.lower.native.fused.tune import tune
 from trilithon.lower.native.lower import lower_native
-from trilithon.lower.native.step import _compare
+from trilithon.lower.native.step import _compare, make_step
 from trilithon.options import Options
 from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
 from zoo.families import FAMILIES
 
 launch = importlib.import_module("trilithon.lower.native.fused.launch")
+step_module = importlib.import_module("trilithon.lower.native.step")
 interpreted = pytest.mark.skipif(
     torch.cuda.is_available() or importlib.util.find_spec("triton") is None, reason="for Triton's interpreter"
 )
@@ -178,3 +179,23 @@ def test_the_fastest_settings_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path
     for path in (tmp_path / "kernels").iterdir():
         path.write_text('{"rows": 3, "warps": 1}')
     assert tune(fuse_step(gm, inputs), given(inputs, 5), measure) == measured
+
+
+@interpreted
+def test_a_kernel_that_cannot_run_is_a_note_and_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """E.g. a GPU without a type. The step is then compiled as any other."""
+
+    def fails(*_: object) -> int:
+        raise RuntimeError("no such type\nand more")
+
+    monkeypatch.setattr(step_module, "tune", fails)
+    monkeypatch.setattr(step_module, "spread_argmax", lambda gm: None)  # the graph is shared by tests
+    gm, inputs, _ = step_of("llama")
+    step = make_step(gm, inputs)
+    assert step.one_row is None and "no generated kernels: RuntimeError: no such type" in step.note
+    gm, inputs, _ = step_of("gpt2")
+    assert "addmm" in make_step(gm, inputs).note
+    (warning,) = [r for r in caplog.records if r.name == step_module.__name__ and r.levelname == "WARNING"]
+    assert "cannot run here" in warning.message

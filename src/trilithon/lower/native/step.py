@@ -57,6 +57,9 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Step:
     except TrilithonError as refusal:
         log.info("%s", refusal)
         fused, refused = None, refusal.why + (f" at {refusal.where}" if refusal.where else "")
+    except Exception as error:
+        fused, refused = None, f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
+        log.warning("generated kernels cannot run here: %s", refused)
     spread_argmax(gm)
     general = compiled_step(gm, inputs)
     if fused is None:

@@ -35,14 +35,14 @@ def tune(fused: GraphModule, inputs: list[Tensor], measure: Callable[[list[Call]
     """
     folder = tuning_folder()
     measured = 0
-    for key, calls in _calls(fused, inputs).items():
+    for key, calls in calls_of(fused, inputs).items():
         kernel = calls[0][0]
         if len(kernel.candidates()) < 2:
             continue
         path = None if folder is None else folder / f"{key}.json"
         settings = _read(path, kernel)
         if settings is None:
-            settings = _fastest(calls[:MOST_CALLS], measure or _seconds)
+            settings = _fastest(calls[:MOST_CALLS], measure or seconds_of)
             measured += 1
             _write(path, settings)
         for other, _ in calls:
@@ -62,7 +62,7 @@ def tuning_folder() -> Path | None:
         return None
 
 
-def _calls(fused: GraphModule, inputs: list[Tensor]) -> dict[str, list[Call]]:
+def calls_of(fused: GraphModule, inputs: list[Tensor]) -> dict[str, list[Call]]:
     """The calls of one run, by what decides how fast they are: source, sizes, GPU and version of PyTorch."""
     found: dict[str, list[Call]] = defaultdict(list)
 
@@ -98,7 +98,7 @@ def _fastest(calls: list[Call], measure: Callable[[list[Call]], float]) -> dict[
     return dict(best)
 
 
-def _seconds(calls: list[Call]) -> float:
+def seconds_of(calls: list[Call]) -> float:
     def run() -> None:
         for kernel, args in calls:
             kernel(*args)
