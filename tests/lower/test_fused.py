@@ -32,7 +32,7 @@ step_module = importlib.import_module("trilithon.lower.native.step")
 interpreted = pytest.mark.skipif(
     torch.cuda.is_available() or importlib.util.find_spec("triton") is None, reason="for Triton's interpreter"
 )
-FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "gpt-neox", "olmo2", "phi", "granite")
+FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "gpt-neox", "olmo2", "phi", "granite", "glm", "gptj")
 SLOTS = 40
 
 
@@ -92,10 +92,10 @@ def test_what_has_no_kernel_is_named(name: str, stored: torch.dtype | None, why:
 
 
 @interpreted
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-neox"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-neox", "gptj"])
 @torch.no_grad()
 def test_generated_kernels_give_what_the_step_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms of heads, softcaps, rings that have gone round, packed matrices, layer norms: logits, caches and the best token."""
+    """Norms of heads, softcaps, rings that have gone round, packed matrices, layer norms, rotary by pairs: logits, caches and the best token."""
     monkeypatch.setattr(launch, "PROGRAMS", 3)  # few parts, so that some hold several tiles
     monkeypatch.setattr(launch, "FILLED", 4)  # and few programs
     gm, inputs, _ = step_of(name)

@@ -20,6 +20,7 @@ from trilithon.lower.native.fused.operations import (
     CASTS,
     COLUMNS,
     GELU,
+    JOINS,
     KNOWN,
     POINTWISE,
     POWERS,
@@ -29,11 +30,11 @@ from trilithon.lower.native.fused.operations import (
     TYPES,
     VIEWS,
     extent,
-    first_column,
     number,
     numel,
     padded,
     refuse,
+    source_column,
 )
 from trilithon.rewrite.cache_ops import token_positions
 
@@ -133,6 +134,8 @@ class Emitter:
             return self.operand(node.args[0], node, frame)
         if node.target in COLUMNS:
             return self._columns(node, frame)
+        if node.target in JOINS:
+            return self._joined(node, frame) if node.target is aten.cat.default else self._stacked(node, frame)
         if node.target is token_positions:
             return self.value(node.args[0], Frame())
         if node.target is aten.embedding.default:
@@ -206,12 +209,25 @@ class Emitter:
             raise refuse(node, "it moves or drops axes that are longer than 1")
 
     def _columns(self, node: Node, frame: Frame) -> str:
-        """A slice, or a concatenation, along the last axis."""
-        if node.target is aten.cat.default:
-            return self._joined(node, frame)
-        source, begin = first_column(node)
-        moved = self.assign(f"{frame.column} + {begin}") if begin else frame.column
+        """A slice, or a repetition, along the last axis."""
+        source, place = source_column(node)
+        moved = frame.column if place == "{0}" else self.assign(place.format(frame.column))
         return self.value(source, replace(frame, column=moved))
+
+    def _stacked(self, node: Node, frame: Frame) -> str:
+        """Values side by side along a new last axis."""
+        pieces: Any = node.args[0]
+        axis, rank = node.args[1] if len(node.args) > 1 else 0, node.meta["val"].dim()
+        if int(axis) % rank != rank - 1:  # type: ignore[arg-type]
+            raise refuse(node, "it stacks along another axis than the last")
+        rows, width = extent(pieces[0])
+        row = "0" if rows == 1 else self.assign(f"{frame.row} // {width}")
+        column = frame.row if rows == 1 else self.assign(f"{frame.row} % {width}")
+        made = ""
+        for number_of, piece in enumerate(pieces):
+            name = self.value(piece, Frame(row, column, "", frame.inside))
+            made = name if not made else self.assign(f"tl.where({frame.column} < {number_of}, {made}, {name})")
+        return made
 
     def _joined(self, node: Node, frame: Frame) -> str:
         pieces: Any = node.args[0]

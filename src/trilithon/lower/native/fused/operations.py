@@ -30,6 +30,7 @@ POINTWISE: dict[Any, str] = {  # of operands in float32
     aten.bmm.default: "{0} * {1}",
     aten.div.Tensor: "{0} / {1}",
     aten.neg.default: "-{0}",
+    aten.square.default: "{0} * {0}",
     aten.rsqrt.default: "tl.rsqrt({0})",
     aten.sqrt.default: "tl.sqrt({0})",
     aten.reciprocal.default: "1.0 / {0}",
@@ -52,11 +53,12 @@ VIEWS = {
     aten.clone.default, aten.contiguous.default, aten.detach.default, aten.select.int, aten.flatten.using_ints,
 }  # fmt: skip
 REDUCTIONS = {aten.mean.dim, aten.layer_norm.default}
-COLUMNS = {aten.slice.Tensor, aten.cat.default, operator.getitem}
+COLUMNS = {aten.slice.Tensor, operator.getitem, aten.repeat_interleave.self_int}
+JOINS = {aten.cat.default, aten.stack.default}
 CASTS = {aten._to_copy.default, aten.type_as.default}
 SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default}  # their pieces have expressions
 OTHERS = {aten.pow.Tensor_Scalar, aten.gelu.default, aten.expand.default, aten.embedding.default, token_positions}
-KNOWN = {*POINTWISE, *SUMS, *VIEWS, *REDUCTIONS, *COLUMNS, *CASTS, *OTHERS}
+KNOWN = {*POINTWISE, *SUMS, *VIEWS, *REDUCTIONS, *COLUMNS, *JOINS, *CASTS, *OTHERS}
 SINGLE = {*POINTWISE, *SUMS, *VIEWS, *CASTS, aten.pow.Tensor_Scalar, aten.gelu.default}  # element by element
 
 
@@ -84,14 +86,17 @@ def padded(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-def first_column(node: Node) -> tuple[Node, int]:
-    """What a slice, or a piece of a split, is taken of, and its first column there."""
+def source_column(node: Node) -> tuple[Node, str]:
+    """What a slice, a piece of a split, or a repetition is taken of, and the column there of column `{0}`."""
     args: Any = node.args
+    given = dict(enumerate(args))
     source: Any = args[0]
-    step = 1
+    step, place = 1, "{0}"
     if node.target is aten.slice.Tensor:
-        given = dict(enumerate(args))
         axis, begin, step = given.get(1, 0), given.get(2) or 0, given.get(4, 1)
+    elif node.target is aten.repeat_interleave.self_int:
+        axis, begin = given.get(2, node.kwargs.get("dim")), 0
+        place = f"{{0}} // {args[1]}"
     else:
         split, piece = args
         if split.target not in SPLITS:
@@ -100,10 +105,11 @@ def first_column(node: Node) -> tuple[Node, int]:
         begin = sum(x.shape[axis] for x in split.meta["val"][:piece])
     rank, width = source.meta["val"].dim(), extent(source)[1]
     if node.meta["val"].shape == source.meta["val"].shape:
-        return source, 0
-    if axis % rank != rank - 1 or step != 1:
-        raise refuse(node, "it is a part along another axis than the last")
-    return source, begin + width if begin < 0 else begin
+        return source, "{0}"
+    if axis is None or axis % rank != rank - 1:
+        raise refuse(node, "it is taken along another axis than the last")
+    begin = begin + width if begin < 0 else begin
+    return source, place + (f" * {step}" if step != 1 else "") + (f" + {begin}" if begin else "")
 
 
 def number(x: Any) -> str:
