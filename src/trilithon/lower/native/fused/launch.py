@@ -24,12 +24,30 @@ PIECE = 1024  # numbers that a program compares
 FILLED = 264  # programs that keep a large GPU busy
 
 
+def kernel_folder() -> Path:
+    """`kernels` in `$TRILITHON_CACHE`, or in `trilithon` in the user's cache folder; one of this process where that cannot be."""
+    own, caches = os.environ.get("TRILITHON_CACHE"), Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        users = (caches if caches.is_absolute() else Path.home() / ".cache") / "trilithon"
+        folder = (Path(own).expanduser() if own else users) / "kernels"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass  # no home, or one that is read-only
+    return _own_folder()
+
+
+@cache
+def _own_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="trilithon-"))
+
+
 @cache
 def _kernel(name: str, source: str) -> Any:
     """The Triton function of a source; Triton reads it from a file."""
     module_name = f"trilithon_step_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
-    path = Path(tempfile.gettempdir()) / f"trilithon-{os.getuid()}" / f"{module_name}.py"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path = kernel_folder() / f"{module_name}.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter
 
 from trilithon.lower.cuda_graph import captured
+from trilithon.lower.native.fused.launch import kernel_folder
 
 MOST_CALLS = 16  # of one kernel, with different weights: together they are larger than the cache of the GPU
 REPLAYS = 10
@@ -33,13 +33,13 @@ def tune(fused: GraphModule, inputs: list[Tensor], measure: Callable[[list[Call]
         inputs: what it takes, of the size to be fast at.
         measure: seconds of calls one after another; None = by CUDA graph replays.
     """
-    folder = tuning_folder()
+    folder = kernel_folder()
     measured = 0
     for key, calls in calls_of(fused, inputs).items():
         kernel = calls[0][0]
         if len(kernel.candidates()) < 2:
             continue
-        path = None if folder is None else folder / f"{key}.json"
+        path = folder / f"{key}.json"
         settings = _read(path, kernel)
         if settings is None:
             settings = _fastest(calls[:MOST_CALLS], measure or seconds_of)
@@ -48,18 +48,6 @@ def tune(fused: GraphModule, inputs: list[Tensor], measure: Callable[[list[Call]
         for other, _ in calls:
             other.use(settings)
     return measured
-
-
-def tuning_folder() -> Path | None:
-    """`kernels` in `$TRILITHON_CACHE`, or in `trilithon` in the user's cache folder; None where the user has no home."""
-    own = os.environ.get("TRILITHON_CACHE")
-    if own:
-        return Path(own).expanduser() / "kernels"
-    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        return (caches if caches.is_absolute() else Path.home() / ".cache") / "trilithon" / "kernels"
-    except RuntimeError:
-        return None
 
 
 def calls_of(fused: GraphModule, inputs: list[Tensor]) -> dict[str, list[Call]]:
@@ -113,19 +101,16 @@ def seconds_of(calls: list[Call]) -> float:
     return (time.perf_counter() - began) / REPLAYS
 
 
-def _read(path: Path | None, kernel: Any) -> dict[str, int] | None:
+def _read(path: Path, kernel: Any) -> dict[str, int] | None:
     try:
-        held = None if path is None else json.loads(path.read_text())
+        held = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
     return held if held in kernel.candidates() else None
 
 
-def _write(path: Path | None, settings: dict[str, int]) -> None:
-    if path is None:
-        return
+def _write(path: Path, settings: dict[str, int]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings))
     except OSError as error:
         log.warning("settings of kernels are not kept: %s", error)
