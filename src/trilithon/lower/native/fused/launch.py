@@ -25,7 +25,7 @@ FILLED = 264  # programs that keep a large GPU busy
 
 
 def kernel_folder() -> Path:
-    """`kernels` in `$TRILITHON_CACHE`, or in `trilithon` in the user's cache folder; where that cannot be, one of this process."""
+    """`kernels` in `$TRILITHON_CACHE`, or in `trilithon` in the user's cache folder; else, one of this process."""
     own, caches = os.environ.get("TRILITHON_CACHE"), Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
         users = (caches if caches.is_absolute() else Path.home() / ".cache") / "trilithon"
