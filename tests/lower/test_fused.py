@@ -32,7 +32,7 @@ step_module = importlib.import_module("trilithon.lower.native.step")
 interpreted = pytest.mark.skipif(
     torch.cuda.is_available() or importlib.util.find_spec("triton") is None, reason="for Triton's interpreter"
 )
-FUSED = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "gpt-neox", "olmo2", "phi", "granite", "glm")
+FUSED = ("llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-neox", "phi", "glm")
 SLOTS = 40
 
 
@@ -92,7 +92,7 @@ def test_what_has_no_kernel_is_named(name: str, stored: torch.dtype | None, why:
 
 
 @interpreted
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-neox", "glm"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3", "phi3", "gpt-neox", "glm"])
 @torch.no_grad()
 def test_generated_kernels_give_what_the_step_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms of heads, softcaps, rings that have gone round, packed matrices, layer norms, rotary by pairs."""

@@ -18,10 +18,10 @@ SLOWEST = 5.0  # seconds in the solver, of one mask
 
 
 def in_turn() -> Iterator[Case]:
-    """Each family with padding where it takes one, and in another mode: one with SDPA, the other with eager attention.
+    """Each family with padding where it takes one, or in another mode, in turn, with SDPA or with eager attention.
 
-    The other mode is the one that was used least. Every second pair of the usual families leaves it out: transformers makes
-    their masks, for all of them alike.
+    The other mode is the one that was used least. Half of the unusual decoders, and all of other kinds, have both: the masks
+    of the usual ones are made by transformers, for all of them alike.
     """
     used: Counter[tuple[str, str, str]] = Counter()
     for n, (name, family) in enumerate(FAMILIES.items()):
@@ -29,8 +29,10 @@ def in_turn() -> Iterator[Case]:
         main = "ids+padding" if "ids+padding" in modes else modes[0]
         others = [mode for mode in modes if mode != main] or [main]
         first, second = ("eager", "eager") if family.eager_only else (("sdpa", "eager"), ("eager", "sdpa"))[n % 2]
-        yield Case(name, first, main)
-        if n % 4 < 2 or not family.is_usual:
+        both = not family.is_usual and (family.kind != "decoder" or n % 4 in (0, 3))
+        if n % 4 >= 2 or both:
+            yield Case(name, first, main)
+        if n % 4 < 2 or both:
             dtype = "bfloat16" if used.total() % 3 == 0 and family.kind != "seq2seq" else "float32"
             mode = min(others, key=lambda mode: used[family.kind, second, mode])
             used[family.kind, second, mode] += 1

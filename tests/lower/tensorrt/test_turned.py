@@ -254,9 +254,9 @@ def decoder_of(family: str, **options: Any) -> CachedDecoder:
     return trilithon.compile(model(family), max_tokens=TOKENS, backend="tensorrt", options=own).decoder
 
 
-@pytest.mark.parametrize("family", ["llama-3.2", "mistral", "gpt2", "falcon", "falcon-alibi", "gemma2"])
+@pytest.mark.parametrize("family", ["mistral", "falcon", "gemma2"])
 def test_schedules(family: str) -> None:
-    """Prompts, steps, rewinds, forks and selections, with grouped, single and equal heads, windows, biases and a softcap."""
+    """Prompts, steps, rewinds, forks and selections, with grouped and single heads, a window and a softcap."""
     decoder, generator = decoder_of(family), random.Random(family)
     module: Any = decoder.modules.decode
     assert {site.form for site in module.engine.sites} == {"summed"}
