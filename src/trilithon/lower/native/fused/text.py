@@ -76,9 +76,10 @@ def text_of_products(x: Node, segments: Sequence[Segment], is_stored: Callable[[
         made = emitter.value(segment.end, _of_columns(segment.width))
         emitter.lines.append(f"tl.store(o{number} + n, {made}, mask=n < {segment.width})")
         end = f"{begin} + tl.cdiv({segment.width}, ROWS)"
-        word = "if" if number == 0 else "elif"
-        lines.append(f"{word} pid < {end}:" if number + 1 < len(segments) else "else:" if number else "if True:")
-        lines += [f"    {line}" for line in emitter.lines]
+        if len(segments) > 1:
+            word = "if" if number == 0 else "elif"
+            lines.append(f"{word} pid < {end}:" if number + 1 < len(segments) else "else:")
+        lines += [f"    {line}" if len(segments) > 1 else line for line in emitter.lines]
         begin = end
     makes = (*(s.end for s in segments), *sides)
     name = "_".join(("products", str(extent(x)[1]), *(str(s.width) for s in segments)))
