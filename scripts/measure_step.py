@@ -21,7 +21,7 @@ from trilithon import Options
 from trilithon.bench.roofline import measure_machine
 from trilithon.lower.native.fused.launch import Products
 from trilithon.lower.native.fused.tune import calls_of, seconds_of
-from trilithon.lower.native.step import Step
+from trilithon.lower.native.step import NativeStep
 
 
 def main(
@@ -34,7 +34,7 @@ def main(
     module = trilithon.load_model(model, device="cuda", layers=layers, dtype=torch.float16)
     decoder = trilithon.compile(module, max_tokens=length + 128, options=Options(cuda_graphs=False)).decoder
     step = decoder.modules.decode
-    if not isinstance(step, Step) or step.one_row is None:
+    if not isinstance(step, NativeStep) or step.one_row is None:
         raise SystemExit(getattr(step, "note", "the step is not made of generated kernels"))
     decoder.prefill(torch.ones(1, length, dtype=torch.int64, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda"))
     one = torch.ones(1, dtype=torch.int64, device="cuda")

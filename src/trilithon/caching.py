@@ -15,7 +15,7 @@ from trilithon.errors import CannotCache, InputError, VerificationFailed
 from trilithon.lower.backend import Role, lower_module
 from trilithon.lower.inputs import cached_inputs, sequence_inputs
 from trilithon.lower.native.prompt import Prompt
-from trilithon.lower.native.step import Step
+from trilithon.lower.native.step import NativeStep
 from trilithon.lower.tensorrt.diagnose import first_diverging_site
 from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
@@ -145,7 +145,7 @@ def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[
 
     decoder, notes = build_right(build, verify, backend, options)
     programs = (decoder.modules.prefill, decoder.modules.decode)
-    own = tuple(x.note for x in programs if isinstance(x, (Prompt, Step)))
+    own = tuple(x.note for x in programs if isinstance(x, (Prompt, NativeStep)))
     return decoder, (*own, *kept_notes(options.cache_dtype, errors), *notes)
 
 

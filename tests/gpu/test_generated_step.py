@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import trilithon
-from trilithon.lower.native.step import Step
+from trilithon.lower.native.step import NativeStep
 from trilithon.runtime.verify import relative_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -21,11 +21,11 @@ def compiled(request: pytest.FixtureRequest) -> trilithon.Compiled:
 
 
 @pytest.mark.timeout(600)
-def test_tokens_are_those_of_the_plain_step(compiled: trilithon.Compiled) -> None:
-    """Logits of 40 steps behind prompts of several lengths, against ATen operations one by one."""
+def test_logits_are_those_of_the_step_by_inductor(compiled: trilithon.Compiled) -> None:
+    """Logits of 40 steps behind prompts of several lengths, against the step that Inductor compiles."""
     decoder = compiled.decoder
     step = decoder.modules.decode
-    assert isinstance(step, Step) and step.one_row is not None, step.note
+    assert isinstance(step, NativeStep) and step.one_row is not None, step.note
     for length in (1, 500, 2048):
         ids = torch.randint(3, 1000, (1, length), device="cuda", generator=torch.Generator("cuda").manual_seed(length))
         runs = []

@@ -15,16 +15,18 @@ from torch.fx import GraphModule
 
 from trilithon.capture import hf
 from trilithon.compiler import analyse
-from trilithon.errors import TrilithonError
+from trilithon.errors import VerificationFailed
 from trilithon.lower.inputs import Input, cached_inputs
 from trilithon.lower.native.fused.fuse import fuse_step
 from trilithon.lower.native.fused.launch import Attention, Largest, Products, Values, tile
 from trilithon.lower.native.fused.operations import VIEWS, CannotFuse
 from trilithon.lower.native.fused.tune import tune
 from trilithon.lower.native.lower import lower_native
+from trilithon.lower.native.split_kv import has_bounds
 from trilithon.lower.native.step import _compare, make_step
 from trilithon.options import Options
 from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
+from trilithon.spec.masks import parse
 from zoo.families import FAMILIES
 
 launch = importlib.import_module("trilithon.lower.native.fused.launch")
@@ -95,12 +97,17 @@ def test_what_has_no_kernel_is_named(name: str, stored: torch.dtype | None, why:
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "gemma3", "phi3", "gpt-neox", "glm"])
 @torch.no_grad()
 def test_generated_kernels_give_what_the_step_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms of heads, softcaps, rings that have gone round, packed matrices, layer norms, rotary by pairs."""
-    monkeypatch.setattr(launch, "PROGRAMS", 3)  # few parts, so that some hold several tiles
-    monkeypatch.setattr(launch, "FILLED", 4)  # and few programs
+    """Norms of heads, softcaps, rings that have gone round, packed matrices, layer norms, rotary by pairs.
+
+    Of 39 keys in tiles of 16, two parts hold two tiles and one; of three parts, two are put together first, then the last.
+    """
+    monkeypatch.setattr(launch, "FILLED", 4)  # few programs
     gm, inputs, _ = step_of(name)
     fused = fuse_step(gm, inputs)
-    for start in (0, SLOTS // 2, SLOTS - 1):
+    for start, parts in ((0, 3), (SLOTS // 2, 2), (SLOTS - 1, 2), (SLOTS - 1, 3)):
+        for kernel in kernels(fused):
+            if isinstance(kernel, Attention):
+                kernel.use({"block_n": 16, "splits": parts, "block_s": 2})
         held, own = given(inputs, start), given(inputs, start)
         logits, _ = gm(*held)
         for _ in range(2):  # the second time, counters have been set back
@@ -121,8 +128,40 @@ def test_a_wrong_kernel_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = next(k for k in kernels(fused) if isinstance(k, Attention))
     assert "RING=False" in attention.source
     attention.source = attention.source.replace("WINDOW=0", "WINDOW=3")
-    with pytest.raises(TrilithonError, match="disagree"):
+    with pytest.raises(VerificationFailed, match="disagree"):
         _compare(gm, fused, inputs)
+
+
+@interpreted
+def test_parts_that_are_left_out_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A near miss of the comparison: only the first tile of a part is attended over."""
+    monkeypatch.setattr(launch, "FILLED", 4)
+    gm, inputs, _ = step_of("llama")
+    fused = fuse_step(gm, inputs)
+    for kernel in kernels(fused):
+        if isinstance(kernel, Attention):
+            kernel.use({"block_n": 16, "splits": 3})
+    _compare(gm, fused, inputs)  # of two parts one holds two tiles
+    for kernel in kernels(fused):
+        if isinstance(kernel, Attention):
+            kernel.source = kernel.source.replace("begin, stop, active, group", "begin, begin + BLOCK_N, active, group")
+    with pytest.raises(VerificationFailed, match="disagree"):
+        _compare(gm, fused, inputs)
+    assert all(kernel.splits == 3 for kernel in kernels(fused) if isinstance(kernel, Attention))
+
+
+@pytest.mark.parametrize(
+    ("mask", "bounded"),
+    [
+        ("causal & chunked(4)", True),
+        ("causal & chunked(4) & chunked(6)", False),
+        ("window(3) & window(5)", True),
+        ("chunked(4)", False),
+    ],
+)
+def test_the_kernels_take_chunks_of_one_size(mask: str, bounded: bool) -> None:
+    """Of two sizes they would see to one only."""
+    assert has_bounds(parse(mask)) is bounded
 
 
 @interpreted
@@ -198,7 +237,7 @@ def test_a_kernel_that_cannot_run_is_a_note_and_a_warning(
     gm, inputs, _ = step_of("gpt2")
     assert "addmm" in make_step(gm, inputs).note
     (warning,) = [r for r in caplog.records if r.name == step_module.__name__ and r.levelname == "WARNING"]
-    assert "cannot run here" in warning.message
+    assert "cannot be used here" in warning.message
 
 
 def test_without_a_home_kernels_have_a_folder_of_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

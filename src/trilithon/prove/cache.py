@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 import z3
 
+from trilithon.folders import remove_file, replace_file, users_cache
 from trilithon.lift.meaning import Meaning
 from trilithon.prove.prove import Finding, Ranges
 from trilithon.prove.verdict import Proof, Verdict
@@ -56,8 +56,7 @@ def default_folder() -> Path:
     own = os.environ.get("TRILITHON_CACHE")
     if own:
         return Path(own).expanduser()
-    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (caches if caches.is_absolute() else Path.home() / ".cache") / "trilithon" / "proofs"
+    return users_cache() / "proofs"
 
 
 def default_cache() -> ProofCache | None:
@@ -139,7 +138,7 @@ class ProofCache:
             return replace(_read(data.decode(), question), formula=meaning.keep)
         except BROKEN as error:
             log.warning("removed a broken entry of the proof cache, %s: %s: %s", path, type(error).__name__, error)
-            _remove(path)
+            remove_file(path)
             return None
 
     def store(self, question: Question, finding: Finding) -> None:
@@ -151,7 +150,7 @@ class ProofCache:
             text = _write(bare, question)
             if _read(text, question) != bare:
                 raise ValueError("it is read back otherwise")
-            _replace_file(self._path(question), text)
+            replace_file(self._path(question), text)
         except BROKEN as error:
             log.warning("a proof was not cached: %s: %s", type(error).__name__, error)
 
@@ -185,23 +184,3 @@ def _read(text: str, question: Question) -> Finding:
 
 def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Write at once: a reader sees all of the file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=".json")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        _remove(Path(name))
-        raise
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("cannot remove %s: %s", path, error)

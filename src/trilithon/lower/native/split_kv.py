@@ -30,13 +30,14 @@ def has_triton() -> bool:
 
 
 def has_bounds(mask: Mask) -> bool:
-    """Is a mask one of which the kernels know the first and the last key: causal, perhaps within a window or chunks?"""
+    """Is a mask one of which the kernels know the first and the last key: causal, within windows, or chunks of one size?"""
     kinds = parts(mask)
     bounded = all(
         isinstance(p, (Causal, SlidingWindow, Chunked)) and p.align == "upper_left" and getattr(p, "position", None) is None
         for p in kinds
     )
-    return bounded and any(isinstance(p, (Causal, SlidingWindow)) for p in kinds)
+    chunks = {p.chunk_keys for p in kinds if isinstance(p, Chunked)}
+    return bounded and len(chunks) <= 1 and any(isinstance(p, (Causal, SlidingWindow)) for p in kinds)
 
 
 def reach(mask: Mask) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from trilithon.errors import TrilithonError
+from trilithon.errors import VerificationFailed
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.argmax import spread_argmax
 from trilithon.lower.native.fused.fuse import fuse_step
+from trilithon.lower.native.fused.launch import Attention
+from trilithon.lower.native.fused.operations import CannotFuse
 from trilithon.lower.native.fused.tune import tune
 from trilithon.rewrite.unlift import device_of
 
@@ -24,7 +27,7 @@ TUNED_SLOTS = 2176  # of those with which kernels are measured
 log = logging.getLogger(__name__)
 
 
-class Step:
+class NativeStep:
     """A decode step.
 
     Attributes:
@@ -41,7 +44,7 @@ class Step:
         return chosen(tokens, *rest)
 
 
-def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Step:
+def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
     """A step for a GPU.
 
     Args:
@@ -54,18 +57,22 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Step:
         fused = fuse_step(gm, inputs)
         tune(fused, _tried(inputs, gm, TUNED_SLOTS))
         _compare(gm, fused, inputs)
-    except TrilithonError as refusal:
+    except CannotFuse as refusal:
         log.info("%s", refusal)
-        fused, refused = None, refusal.why + (f" at {refusal.where}" if refusal.where else "")
-    except Exception as error:
-        fused, refused = None, f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
-        log.warning("generated kernels cannot run here: %s", refused)
+        refused = refusal.why + (f" at {refusal.where}" if refusal.where else "")
+    except Exception as error:  # wrong ones; and Triton's errors have no common class, e.g. of a GPU that lacks a type
+        refused = f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
+        log.warning("generated kernels cannot be used here: %s", refused)
+    if refused:
+        fused = None
     spread_argmax(gm)
     general = compiled_step(gm, inputs)
     if fused is None:
-        return Step(general, None, f"decode: compiled by Inductor; no generated kernels: {refused}")
+        return NativeStep(general, None, f"decode: compiled by Inductor; no generated kernels: {refused}")
     kernels = sum(n.op == "call_module" for n in fused.graph.nodes)
-    return Step(general, fused, f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor")
+    return NativeStep(
+        general, fused, f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor"
+    )
 
 
 def compiled_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Callable[..., Any]:
@@ -96,22 +103,46 @@ def _compare(plain: GraphModule, fused: GraphModule, inputs: tuple[Input, ...]) 
     """Run both on random caches, short and full.
 
     Raises:
-        TrilithonError: they disagree.
+        VerificationFailed: they disagree.
     """
     tokens, last, counts, *caches = _tried(inputs, plain, TRIED_SLOTS)
     slots = int(last) + 1
     for start in (0, 1, slots // 2, slots - 1):
-        results = []
-        for module in (plain, fused):
+        held = [x.clone() for x in caches]
+        expected = _results(plain, [tokens, torch.full_like(last, start), counts, *held])
+        for parts in (None, 2):  # few parts of the keys hold several tiles
             held = [x.clone() for x in caches]
-            logits, _ = module(tokens, torch.full_like(last, start), counts, *held)
-            results.append([logits, *(x[:, :, : start + 1] for x in held)])
-        for expected, found in zip(*results, strict=True):
-            limit = AGREED.get(expected.dtype, 0.0)
-            error = float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-9))
-            if not error <= limit:
-                why = f"they disagree with the step they are made of by {error:.1e}, with {start} tokens in the cache"
-                raise TrilithonError("generated kernels are wrong", why=why)
+            with _in_parts(fused, parts):
+                found = _results(fused, [tokens, torch.full_like(last, start), counts, *held])
+            _check_equal(expected, found, start)
+
+
+def _results(module: GraphModule, inputs: list[Tensor]) -> list[Tensor]:
+    """The logits, and of each cache what holds tokens afterwards."""
+    logits, _ = module(*inputs)
+    return [logits, *(x[:, :, : int(inputs[1]) + 1] for x in inputs[3:])]
+
+
+def _check_equal(expected: list[Tensor], found: list[Tensor], start: int) -> None:
+    for want, got in zip(expected, found, strict=True):
+        error = float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-9))
+        if not error <= AGREED.get(want.dtype, 0.0):
+            why = f"off by {error:.1e}, with {start} tokens in the cache"
+            raise VerificationFailed(f"they disagree with the step they are made of, {why}")
+
+
+@contextmanager
+def _in_parts(fused: GraphModule, parts: int | None) -> Iterator[None]:
+    """With so many parts of the keys in each attention; None = its own number."""
+    sites = [x for x in fused.children() if isinstance(x, Attention)] if parts else []
+    kept = [x.splits for x in sites]
+    for x in sites:
+        x.splits = parts or x.splits
+    try:
+        yield
+    finally:
+        for x, splits in zip(sites, kept, strict=True):
+            x.splits = splits
 
 
 def _tried(inputs: tuple[Input, ...], gm: GraphModule, most: int) -> list[Tensor]:

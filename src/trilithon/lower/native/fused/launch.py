@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trilithon.folders import replace_file, users_cache
+from trilithon.lower.native.argmax import PIECE
 from trilithon.lower.native.fused.operations import padded
 from trilithon.lower.native.fused.text import Segment, Site, Text
 from trilithon.lower.native.split_kv import PROGRAMS
@@ -20,16 +22,14 @@ from trilithon.lower.native.split_kv import PROGRAMS
 A_WARP = 2048  # weights that a warp loads at once
 TILE = 16384  # numbers that a program holds
 MOST_ROWS = 16  # of a matrix in one program, where settings are measured
-PIECE = 1024  # numbers that a program compares
 FILLED = 264  # programs that keep a large GPU busy
 
 
 def kernel_folder() -> Path:
     """`kernels` in `$TRILITHON_CACHE`, or in `trilithon` in the user's cache folder; else, one of this process."""
-    own, caches = os.environ.get("TRILITHON_CACHE"), Path(os.environ.get("XDG_CACHE_HOME", ""))
+    own = os.environ.get("TRILITHON_CACHE")
     try:
-        users = (caches if caches.is_absolute() else Path.home() / ".cache") / "trilithon"
-        folder = (Path(own).expanduser() if own else users) / "kernels"
+        folder = (Path(own).expanduser() if own else users_cache()) / "kernels"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
@@ -48,7 +48,7 @@ def _kernel(name: str, source: str) -> Any:
     """The Triton function of a source; Triton reads it from a file."""
     module_name = f"trilithon_step_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     path = kernel_folder() / f"{module_name}.py"
-    path.write_text(source)
+    replace_file(path, source)
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

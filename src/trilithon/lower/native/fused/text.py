@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from trilithon.lower.native.fused.expressions import Emitter, Frame
-from trilithon.lower.native.fused.operations import VIEWS, extent, numel, padded
+from trilithon.lower.native.fused.operations import VIEWS, extent, numel, padded, refuse
 
 HEADER = '''"""Made by Trilithon of one region of a decode step."""
 
@@ -22,6 +22,7 @@ from trilithon.lower.native.fused.step_kernels import attend_token, let_next_sta
 def {name}({parameters}):
 '''
 LARGE = 1 << 31
+MOST_VALUES = 1 << 16  # numbers that one program makes
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ def text_of_values(nodes: Sequence[Node], is_stored: Callable[[Node], bool]) -> 
     for number, node in enumerate(nodes):
         emitter = Emitter(leaves, is_stored)
         rows, width = extent(node)
+        if padded(rows) * padded(width) > MOST_VALUES:
+            raise refuse(node, f"{rows} x {width} numbers do not fit one program")
         frame = emitter.whole(width)
         place = frame.column
         if rows > 1:

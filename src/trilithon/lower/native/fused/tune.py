@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter
 
+from trilithon.folders import replace_file
 from trilithon.lower.cuda_graph import captured
 from trilithon.lower.native.fused.launch import kernel_folder
 
@@ -77,7 +78,7 @@ def _fastest(calls: list[Call], measure: Callable[[list[Call]], float]) -> dict[
             other.use(settings)
         try:
             seconds = measure(calls)
-        except Exception as error:
+        except Exception as error:  # Triton's errors have no common class; e.g. too much shared memory
             log.debug("%s cannot run with %s: %s", kernel.name, settings, error)
             continue
         if seconds < least * (1.0 if settings == own else GAIN):
@@ -111,6 +112,6 @@ def _read(path: Path, kernel: Any) -> dict[str, int] | None:
 
 def _write(path: Path, settings: dict[str, int]) -> None:
     try:
-        path.write_text(json.dumps(settings))
+        replace_file(path, json.dumps(settings))
     except OSError as error:
         log.warning("settings of kernels are not kept: %s", error)
