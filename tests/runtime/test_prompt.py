@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -175,6 +177,24 @@ def test_four_graphs_are_kept() -> None:
         assert recorder.captures == 5
         run(2)
         assert recorder.captures == 6 and [size[1] for size in graphs._graphs] == [4, 1, 5, 2]
+
+
+def test_what_a_graph_reads_outlives_the_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph knows addresses alone: a tensor that is freed would be read as what stands there next."""
+    read: list[list[weakref.ref[Tensor]]] = []
+
+    def prefill(*given: Tensor) -> Tensor:
+        read.append([weakref.ref(x) for x in given])
+        return torch.zeros(1, 1, 3)
+
+    def captured(run: Callable[[], Tensor], pool: Any = None) -> tuple[Any, Tensor]:
+        return SimpleNamespace(replay=lambda: None, pool=lambda: None), run()
+
+    monkeypatch.setattr(prompt_module, "captured", captured)
+    graphs, one = PromptGraphs(prefill), torch.ones(1, dtype=torch.int64)
+    for _ in range(2):
+        graphs(one[None], one - 1, one)
+    assert len(read) == 2 and all(tensor() is not None for tensor in read[1])
 
 
 def test_a_failing_capture_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

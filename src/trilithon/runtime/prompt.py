@@ -25,16 +25,19 @@ def bucket(tokens: int, most: int) -> int:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A graph, the tensors that it reads, and the logits `[b 1 v]` that it writes."""
+    """A graph, what it reads beside the caches, and the logits `[b 1 v]` that it writes.
 
-    tokens: Tensor
-    counts: Tensor
+    Attributes:
+        inputs: tokens, start and counts, at the addresses that the graph knows; held for as long as it may be replayed.
+    """
+
+    inputs: tuple[Tensor, ...]
     graph: Any
     logits: Tensor
 
-    def replay(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        self.tokens.copy_(tokens)
-        self.counts.copy_(counts)
+    def replay(self, *given: Tensor) -> Tensor:
+        for own, now in zip(self.inputs, given, strict=True):
+            own.copy_(now)
         self.graph.replay()
         return self.logits
 
@@ -72,7 +75,7 @@ class PromptGraphs:
         if recorded is None:
             return self.prefill(tokens, start, counts, *caches)
         self._keep(size, recorded)
-        return recorded.replay(tokens, counts)
+        return recorded.replay(tokens, start, counts)
 
     def drop(self) -> None:
         """Forget all graphs: the caches are at other addresses."""
@@ -87,7 +90,7 @@ class PromptGraphs:
 
     def _record(self, tokens: Tensor, start: Tensor, counts: Tensor, caches: tuple[Tensor, ...]) -> _Recorded | None:
         with torch.inference_mode(False):  # they outlive the mode that the caller is in
-            own = [x.clone() for x in (tokens, start, counts)]
+            own = tuple(x.clone() for x in (tokens, start, counts))
         pool = next((kept.graph.pool() for kept in self._graphs.values()), None)
         try:
             graph, logits = captured(lambda: self.prefill(*own, *caches), pool=pool)
@@ -96,4 +99,4 @@ class PromptGraphs:
             reason = next(iter(str(error).splitlines()), "no message")
             log.warning("prompts run without CUDA graphs from now on: %s: %s", type(error).__name__, reason)
             return None
-        return _Recorded(own[0], own[2], graph, logits)
+        return _Recorded(own, graph, logits)

@@ -1,4 +1,4 @@
-"""`python -m trilithon.cli`."""
+"""`python -m trilithon`."""
 
 from trilithon.cli import main
 
