@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,20 +33,26 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-30))
 
 
-def verify(name: str, got: Tensor, want: Tensor, limit: float | None = None, because: str = "", todo: str = BUG) -> float:
+def compare(name: str, got: Tensor, want: Tensor) -> float:
     """The relative error of `got`, which eager says should be `want`.
 
-    Args:
-        limit: the error that is allowed, and why; None = what rounding explains.
-
     Raises:
-        VerificationFailed: the shapes differ, or the error is more than rounding explains.
+        VerificationFailed: the shapes differ.
     """
     if got.shape != want.shape:
         raise VerificationFailed(f"{name} gives {list(got.shape)}, eager gives {list(want.shape)}", todo="please report this")
-    error = relative_error(got, want)
-    if limit is None:
-        limit, because = TOLERANCE.get(want.dtype, 1e-3), f"rounding in {want.dtype} explains no more"
+    return relative_error(got, want)
+
+
+def require(name: str, error: float, limit: float, because: str, todo: str = BUG) -> float:
+    """The error.
+
+    Args:
+        limit: the error that is allowed, and why.
+
+    Raises:
+        VerificationFailed: it is larger, or no number.
+    """
     if not error <= limit:
         raise VerificationFailed(
             f"{name} disagrees with eager",
@@ -76,27 +81,28 @@ def verify_program(
         inputs: the sizes that `fast` takes.
         device: of the program's weights.
         times: None: one small size, and the error that rounding explains is `TOLERANCE`. Else several sizes, and that
-            many times the error of `general`, both against it in a wider type.
+            many times the error of `general`, both against it in a wider type; that error is the largest over the sizes.
     """
     wider = None if times is None else widened(general)
-    worst = 0.0
+    found: list[tuple[float, float, torch.dtype]] = []  # the error of each output, and eager's own
     for length in (9,) if times is None else (9, 1, 17, 512):
         arguments = list(canary_inputs(inputs, held, guards, 2, length, device).values())
         got, want = _tensors(fast(*arguments)), _tensors(general(*arguments))
         exact = want if wider is None else _tensors(wider(*(wide(x) for x in arguments)))
         for mine, theirs, truth in zip(got, want, exact, strict=True):
             if theirs.is_floating_point():
-                worst = max(worst, _verify_beside("the rewritten program", mine, theirs, truth, times))
-    return worst
+                found.append((compare("the rewritten program", mine, truth), relative_error(theirs, truth), theirs.dtype))
+    own = max((own for _, own, _ in found), default=0.0)
+    errors = [require("the rewritten program", error, *_allowed(times, own, dtype)) for error, _, dtype in found]
+    return max(errors, default=0.0)
 
 
-def _verify_beside(name: str, got: Tensor, eager: Tensor, exact: Tensor, times: float | None) -> float:
-    """The error of `got`; with `times` held to so many times that of `eager`, both against `exact`."""
+def _allowed(times: float | None, own: float, dtype: torch.dtype) -> tuple[float, str]:
+    """So many times eager's own error, or what rounding explains; and the reason in words."""
     if times is None:
-        return verify(name, got, eager)
-    own = relative_error(eager, exact)
-    allowed = max(times * max(own, float(torch.finfo(eager.dtype).eps)), LEAST.get(eager.dtype, 0.0))
-    return verify(name, got, exact, allowed, f"eager {eager.dtype} is off by {own:.0e}{HINTS.get(eager.dtype, '')}")
+        return TOLERANCE.get(dtype, 1e-3), f"rounding in {dtype} explains no more"
+    allowed = max(times * max(own, float(torch.finfo(dtype).eps)), LEAST.get(dtype, 0.0))
+    return allowed, f"eager {dtype} is off by {own:.0e}{HINTS.get(dtype, '')}"
 
 
 # What an engine may be off by though eager is nearer: TensorRT-RTX has no products of float32, only sums of TF32 products.
@@ -158,38 +164,58 @@ def verify_decoder(
         original: the model; what it is given beside tokens, the decoder has taken in.
         lengths: tokens of each prompt; those that the cache cannot hold are shortened.
         times: None: the error that rounding explains is `TOLERANCE`. Else it is that many times the model's own, both
-            against the model in a wider type (float64 for float32, float32 for halves).
+            against the model in a wider type (float64 for float32, float32 for halves); its own is the largest over the
+            prompts, each of which shows a few tokens only.
 
     A cache of 8 bits may be off by `CACHE_TOLERANCE` more than rounding explains.
     """
     rows = min(2, decoder.max_batch)
     most = max(lengths) + 3
     ids = torch.randint(0, 5, (rows, most), generator=torch.Generator().manual_seed(0)).to(decoder.device)
-    stored = next((shape.stored for shape in decoder.shapes), None)
-    judge = _Judge(original, None if times is None else original.widened(), times or 0.0, stored)
-    worst = 0.0
+    prompts = []
     for n, length in enumerate(dict.fromkeys(min(length, decoder.cache_tokens - 1) for length in lengths)):
         total = min(length + 3, decoder.cache_tokens)
-        worst = max(worst, _verify_prompt(decoder, judge, ids[:, :total], length, [0] * rows))
+        prompts.append((ids[:, :total], length, (0,) * rows))
         if n == 0 and length >= 3:
-            pads = [0, 2][-rows:]  # of one row the padding is cut off, of two rows that of the second is masked
-            worst = max(worst, _verify_prompt(decoder, judge, ids[:, :total], length, pads))
-    return worst
+            prompts.append((ids[:, :total], length, (0, 2)[-rows:]))  # of one row the padding is cut off, else masked
+    wider = None if times is None else original.widened()
+    shown = [_run_prompt(decoder, original, wider, *prompt) for prompt in prompts]
+    stored = next((shape.stored for shape in decoder.shapes), None)
+    dtype, own = shown[0].dtype, max(each.own for each in shown)
+    limit, because = _allowed(times, own, dtype)
+    if times is None and stored is not None:
+        limit, because = limit + CACHE_TOLERANCE[stored], f"rounding, and a cache in {stored}, explain no more"
+    todo = BUG if stored is None else COARSE
+    return max(require(each.name, each.error, limit, because, todo) for each in shown)
 
 
-def _verify_prompt(decoder: CachedDecoder, judge: _Judge, ids: Tensor, prompt: int, pads: list[int]) -> float:
-    """One prompt, of which row i has `pads[i]` tokens of left padding and so many tokens less."""
+class _Shown(NamedTuple):
+    """What a prompt shows: the error of a decoder's logits, and that of the model's own, both against a wider model."""
+
+    name: str
+    error: float
+    own: float
+    dtype: torch.dtype
+
+
+def _run_prompt(
+    decoder: CachedDecoder, original: Original, wider: Original | None, ids: Tensor, prompt: int, pads: tuple[int, ...]
+) -> _Shown:
+    """Run a prompt, of which row i has `pads[i]` tokens of left padding and so many tokens less, and the tokens behind it."""
     total, pad = ids.shape[1], torch.tensor(pads, device=decoder.device)
     padded = torch.stack([torch.cat([torch.zeros_like(row[:p]), row[: prompt - p]]) for row, p in zip(ids, pads, strict=True)])
-    got, best = [decoder.prefill(padded, pad).clone()], [decoder.best.clone()]
+    logits, best = [decoder.prefill(padded, pad).clone()], [decoder.best.clone()]
     row = torch.arange(len(ids), device=decoder.device)
     for i in range(prompt, total):
-        got.append(decoder.decode(ids[row, i - pad]).clone())
+        logits.append(decoder.decode(ids[row, i - pad]).clone())
         best.append(decoder.best.clone())
+    got = torch.stack(logits, 1)
+    _verify_best(torch.stack(best, 1), got)
+    tokens = [slice(prompt - 1 - p, total - p) for p in pads]  # the prompt's last, and those behind it
+    want = original.logits(ids, tokens, got.shape[-1])
+    exact = want if wider is None else wider.logits(ids, tokens, got.shape[-1])
     name = f"prefill of {prompt} tokens and decode" + (" with left padding" if any(pads) else "")
-    error = judge.verify(name, torch.stack(got, 1), ids, [slice(prompt - 1 - p, total - p) for p in pads])
-    _verify_best(torch.stack(best, 1), torch.stack(got, 1))
-    return error
+    return _Shown(name, compare(name, got, exact), relative_error(want, exact), want.dtype)
 
 
 def _verify_best(best: Tensor, logits: Tensor) -> None:
@@ -205,23 +231,3 @@ def _verify_best(best: Tensor, logits: Tensor) -> None:
             f"{int(logits[row, token].argmax())}",
             todo=BUG,
         )
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """Says what logits should be, and how far off they may be."""
-
-    original: Original
-    wider: Original | None
-    times: float
-    stored: torch.dtype | None = None  # of 8 bits, where the cache is kept so
-
-    def verify(self, name: str, got: Tensor, ids: Tensor, tokens: list[slice]) -> float:
-        """The error of `got [b n v]`, the logits at `tokens` of each row of `ids`."""
-        want = self.original.logits(ids, tokens, got.shape[-1])
-        if self.wider is None and self.stored is not None:
-            limit = TOLERANCE.get(want.dtype, 1e-3) + CACHE_TOLERANCE[self.stored]
-            return verify(name, got, want, limit, f"rounding, and a cache in {self.stored}, explain no more", COARSE)
-        if self.wider is None:
-            return verify(name, got, want)
-        return _verify_beside(name, got, want, self.wider.logits(ids, tokens, got.shape[-1]), self.times)
