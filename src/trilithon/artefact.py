@@ -1,4 +1,4 @@
-"""Compiled models on disk: engines, what they take, the guards, and the report, in one folder."""
+"""Compiled models on disk: engines, their weights, what they take, the guards, and the report, in one folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from trilithon.compiled import Compiled
 from trilithon.errors import CannotCache, CannotLower, InputError
@@ -23,14 +26,15 @@ from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.spec.codec import decode, encode, readable_classes
 
 MANIFEST = "trilithon.json"
-FORMAT = 3
+WEIGHTS = "weights.safetensors"
+FORMAT = 4
 CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, runtime.Expected, runtime.ExpectedAxis)
-BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError, SafetensorError)
 HOW = "write one with trilithon compile MODEL --backend tensorrt --out FOLDER, or Compiled.save(FOLDER)"
 
 
 def save(compiled: Compiled, folder: str | Path) -> Path:
-    """Write what `load` reads: each engine that was built, and a manifest.
+    """Write what `load` reads: each engine that was built, the weights that they read, once, and a manifest.
 
     Raises:
         CannotLower: it was not compiled for TensorRT.
@@ -52,12 +56,15 @@ def save(compiled: Compiled, folder: str | Path) -> Path:
     for name, module in modules.items():
         if module.engine.plan.resolve() != (folder / f"{name}.plan").resolve():
             shutil.copyfile(module.engine.plan, folder / f"{name}.plan")
+    weights, readers = _weights(modules)
+    save_file(weights, folder / WEIGHTS)
     manifest = {
         "format": FORMAT,
         "report": encode(_report_data(compiled.report)),
         "max_tokens": compiled.max_tokens,
         "defaults": compiled.defaults,
         "engines": {name: to_data(module.engine) for name, module in modules.items()},
+        "weights": readers,
         "programs": [_program_data(p) for p in compiled.programs if _name(p) in modules],
         "cache": _refusal_data(decoder) if isinstance(decoder, CannotCache) else _cache_data(decoder),
     }
@@ -103,6 +110,18 @@ def _modules(compiled: Compiled) -> dict[str, TensorRTModule]:
     return {name: module for name, module in _lowered(compiled).items() if isinstance(module, TensorRTModule)}
 
 
+def _weights(modules: dict[str, TensorRTModule]) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
+    """The tensors that engines read, each once, by key; and for each engine which key each of its names stands for."""
+    kept: dict[Any, tuple[str, Tensor]] = {}
+    readers: dict[str, dict[str, str]] = {}
+    for name, module in modules.items():
+        readers[name] = {
+            x: kept.setdefault((tensor.data_ptr(), tensor.shape), (f"{name}.{x}", tensor))[0]
+            for x, tensor in module.weights.items()
+        }
+    return dict(kept.values()), readers
+
+
 def _name(program: runtime.Program) -> str:
     return "-".join(program.inputs)
 
@@ -131,7 +150,7 @@ def _refusal_data(refusal: CannotCache) -> dict[str, Any]:
 
 def _compiled(data: dict[str, Any], folder: Path, device: torch.device) -> Compiled:
     classes = readable_classes(*CLASSES)
-    modules = {name: TensorRTModule(from_data(x, folder / f"{name}.plan")) for name, x in data["engines"].items()}
+    modules = _engines(data, folder, device)
     report: Report = decode(data["report"], classes)
     programs = [
         runtime.Program(
@@ -151,6 +170,15 @@ def _compiled(data: dict[str, Any], folder: Path, device: torch.device) -> Compi
         max_tokens=data["max_tokens"],
         defaults=data["defaults"],
     )
+
+
+def _engines(data: dict[str, Any], folder: Path, device: torch.device) -> dict[str, TensorRTModule]:
+    kept = load_file(folder / WEIGHTS, str(device))
+    made: dict[str, TensorRTModule] = {}
+    for name, engine in data["engines"].items():
+        weights = {own: kept[key] for own, key in data["weights"][name].items()}
+        made[name] = TensorRTModule(from_data(engine, folder / f"{name}.plan"), weights=weights)
+    return made
 
 
 def _decoder(

@@ -161,7 +161,7 @@ def llm() -> Compiled:
 
 def test_saved_and_loaded(llm: Compiled, tmp_path: Path) -> None:
     folder = llm.save(tmp_path / "saved")
-    assert {file.name for file in folder.iterdir()} == {"trilithon.json", "prefill.plan", "decode.plan"}
+    assert {file.name for file in folder.iterdir()} == {"trilithon.json", "prefill.plan", "decode.plan", "weights.safetensors"}
     again = trilithon.load(folder, device="cpu")
     assert str(again.report) == str(llm.report)
     assert (again.max_tokens, again.decoder.shapes) == (llm.max_tokens, llm.decoder.shapes)
@@ -206,9 +206,9 @@ def test_what_cannot_be_loaded(llm: Compiled, tmp_path: Path) -> None:
         trilithon.load(tmp_path)
     path = llm.save(tmp_path) / "trilithon.json"
     data = json.loads(path.read_text())
-    for other in (2, 99):  # steps of format 2 name no best token
+    for other in (3, 99):  # engines of format 3 hold all weights
         path.write_text(json.dumps(data | {"format": other}))
-        with pytest.raises(InputError, match=f"its format is {other}, this version reads 3"):
+        with pytest.raises(InputError, match=f"its format is {other}, this version reads 4"):
             trilithon.load(tmp_path)
     path.write_text("{")
     with pytest.raises(InputError, match="cannot read"):

@@ -14,6 +14,7 @@ from trilithon.lower.inputs import Input
 from trilithon.lower.tensorrt import converters as _  # noqa: F401 (fills the table)
 from trilithon.lower.tensorrt.converters.registry import CONVERTERS
 from trilithon.lower.tensorrt.network import Network, is_tensor
+from trilithon.lower.tensorrt.weights import attribute, is_bound
 from trilithon.passes import bound_arguments, where_of
 
 SCALARS = ("Tensor", "number", "Scalar", "Optional[Tensor]", "Optional[number]")
@@ -24,6 +25,8 @@ def convert(gm: GraphModule, inputs: Sequence[Input], attention: str = "auto", e
 
     Its outputs are `output_0`, ...; an input that the graph writes to in place, say `cache_k_0`, gives an output
     `cache_k_0_out` which is to be bound to the same memory.
+
+    Large matrices among the weights are inputs too; see `Network.weights`.
 
     Args:
         gm: of ATen and `trilithon` operations; weights are its attributes.
@@ -48,7 +51,7 @@ def convert(gm: GraphModule, inputs: Sequence[Input], attention: str = "auto", e
                 sizes = getattr(node.meta.get("val"), "shape", ())
                 net.spans |= {str(s): axis for s, axis in zip(sizes, spec.axes, strict=False) if isinstance(s, torch.SymInt)}
             elif node.op == "get_attr":
-                env[node] = net.constant(attribute(gm, node))
+                env[node] = (net.bound if is_bound(gm, node) else net.constant)(attribute(gm, node))
             elif node.op == "output":
                 _mark_outputs(net, node, env)
             else:
@@ -99,15 +102,6 @@ def _require_type(net: Network, node: Node, result: Any) -> None:
             raise net.refuse(f"its result is {ours.dtype} in PyTorch and {net.dtype(theirs)} in TensorRT")
         if len(theirs.shape) != ours.dim():
             raise net.refuse(f"its result has {ours.dim()} axes in PyTorch and {len(theirs.shape)} in TensorRT")
-
-
-def attribute(gm: GraphModule, node: Node) -> torch.Tensor:
-    """The weight that a `get_attr` node stands for."""
-    value: Any = gm
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    assert isinstance(value, torch.Tensor)
-    return value
 
 
 def _mark_outputs(net: Network, node: Node, env: dict[Node, Any]) -> None:

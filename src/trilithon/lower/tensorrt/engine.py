@@ -33,6 +33,7 @@ class Engine:
         inputs: what it takes, in order.
         outputs: names, in order.
         aliases: name of an input -> the output that must be bound to the same memory.
+        weights: names of further inputs, which are always the same tensors.
         target: the GPU it was built for, e.g. "sm80".
         layers: what its kernels are, in order of execution.
         sites: what each attention became.
@@ -43,6 +44,7 @@ class Engine:
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
     aliases: dict[str, str]
+    weights: tuple[str, ...]
     target: str
     layers: tuple[Layer, ...]
     sites: tuple[SiteLowering, ...]
@@ -130,6 +132,7 @@ def build(net: Network, inputs: Sequence[Input], target: str, plan: Path) -> Eng
         inputs=tuple(inputs),
         outputs=tuple(net.definition.get_output(i).name for i in range(net.definition.num_outputs)),
         aliases={name: f"{name}_out" for name in net.aliases},
+        weights=tuple(net.read_weights()),
         target=target,
         layers=layers,
         sites=tuple(net.sites),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from mmap import ACCESS_READ, mmap
 from typing import Any
@@ -18,10 +19,13 @@ class Executor:
     """An engine, loaded when first called; outputs that alias an input are written into its memory.
 
     Calls may be captured in a CUDA graph once one of the same shapes was made before.
+
+    Args:
+        weights: what the engine reads beside its inputs, by name, on the GPU.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, weights: Mapping[str, Tensor]) -> None:
+        self.engine, self.weights = engine, weights
         self._written = set(engine.aliases.values())
 
     @cached_property
@@ -48,6 +52,8 @@ class Executor:
                 todo="free memory of the GPU, or compile with a smaller max_tokens or max_batch",
             )
         self._keep = (runtime, loaded, config)
+        for name in self.engine.weights:
+            context.set_tensor_address(name, self.weights[name].data_ptr())
         return context
 
     @cached_property

@@ -24,6 +24,7 @@ class Layers:
     Attributes:
         definition: TensorRT's own object.
         data: name of a constant layer -> the tensor that it reads; TensorRT keeps pointers into these.
+        weights: name of an input -> the weight that it always is.
         aliases: name of an input -> the tensor that takes its place in memory.
         node: the graph node that is being converted.
         values: name of a graph node -> what it was converted to.
@@ -42,6 +43,7 @@ class Layers:
         self.builder = trt.Builder(logger())
         self.definition = self.builder.create_network(0)  # strongly typed
         self.data: dict[str, torch.Tensor] = {}
+        self.weights: dict[str, torch.Tensor] = {}
         self.aliases: dict[str, ITensor] = {}
         self.node: Node | None = None
         self.values: dict[str, Any] = {}
@@ -139,6 +141,21 @@ class Layers:
         layer = self.add("constant", tuple(held.shape), weights)
         self.data[layer.name] = held
         return layer.get_output(0)
+
+    def bound(self, value: torch.Tensor) -> ITensor:
+        """A weight that the engine reads where it is; made once."""
+        held = value.detach().contiguous()
+        key = ("bound", held.data_ptr(), held.shape, held.dtype)
+        if key not in self.shared:
+            name = f"weights.{len(self.weights)}"  # no name of a graph has a dot
+            self.shared[key], self.weights[name] = self.input(name, held.dtype, held.shape), held
+        return self.shared[key]
+
+    def read_weights(self) -> dict[str, torch.Tensor]:
+        """Of `weights`, those that a layer reads."""
+        layers = (self.definition.get_layer(i) for i in range(self.definition.num_layers))
+        read = {x.name for layer in layers for x in map(layer.get_input, range(layer.num_inputs)) if x is not None}
+        return {name: value for name, value in self.weights.items() if name in read}
 
     def number(self, value: float, dtype: torch.dtype, rank: int = 0) -> ITensor:
         """A constant of one element and `rank` axes, made once."""

@@ -23,6 +23,7 @@ from trilithon.lower.tensorrt.engine import build, resolve_target
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.lower.tensorrt.partition import engines, part_inputs, split
 from trilithon.lower.tensorrt.store import engine_key, find_or_build
+from trilithon.lower.tensorrt.weights import merge_products
 from trilithon.options import Options
 
 Inputs = Sequence[Input]
@@ -63,7 +64,7 @@ def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options,
     """Convert and build.
 
     Args:
-        gm: of ATen and `trilithon` operations; weights are its attributes.
+        gm: of ATen and `trilithon` operations; weights are its attributes. It is changed.
         inputs: one for each placeholder.
         name: of the engine, e.g. "decode".
         exact: products of halves are added up in float32, in parts.
@@ -73,6 +74,7 @@ def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options,
             fused cannot be; or TensorRT refuses the network.
     """
     target = resolve_target(options.gpu)
+    merge_products(gm)
 
     def made(part: GraphModule, takes: Inputs, called: str) -> TensorRTModule:
         net = convert(part, takes, attention=options.attention, exact=exact)

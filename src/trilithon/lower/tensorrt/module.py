@@ -29,10 +29,12 @@ class TensorRTModule:
     Attributes:
         engine: what was built.
         network: what it was built from; None where the engine was read from a file.
+        weights: what the engine reads beside its inputs, by name; where there is a network, the network's.
     """
 
-    def __init__(self, engine: Engine, network: Network | None = None) -> None:
+    def __init__(self, engine: Engine, network: Network | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
         self.engine, self.network = engine, network
+        self.weights = (weights or {}) if network is None else network.read_weights()
 
     def __call__(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """One output, or several; an input that the program writes to (a cache) is changed.
@@ -51,7 +53,7 @@ class TensorRTModule:
 
     @cached_property
     def _executor(self) -> Executor:
-        return Executor(self.engine)
+        return Executor(self.engine, self.weights)
 
     @torch.no_grad()
     def _interpret(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

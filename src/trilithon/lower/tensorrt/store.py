@@ -14,9 +14,9 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule
 
 from trilithon.lower.inputs import Input
-from trilithon.lower.tensorrt.convert import attribute
 from trilithon.lower.tensorrt.engine import Engine, from_data, to_data
 from trilithon.lower.tensorrt.library import version
+from trilithon.lower.tensorrt.weights import attribute, is_bound
 from trilithon.options import Options
 from trilithon.spec.codec import data_hash, source_digest
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def engine_key(gm: GraphModule, inputs: Sequence[Input], target: str, options: Options, exact: bool = False) -> str:
-    """A hash of the graph, its weights, the sizes, the target, and of the code that builds."""
+    """A hash of the graph, of the weights that are part of the engine, the sizes, the target, and of the code that builds."""
     digest = hashlib.sha256()
 
     def add(*parts: Any) -> None:
@@ -38,7 +38,7 @@ def engine_key(gm: GraphModule, inputs: Sequence[Input], target: str, options: O
         add(node.op, node.name, called, node.args, node.kwargs)
         if node.op == "get_attr":
             value = attribute(gm, node)
-            add(value.dtype, tuple(value.shape), data_hash(value))
+            add(value.dtype, tuple(value.shape), "" if is_bound(gm, node) else data_hash(value))
     return digest.hexdigest()
 
 

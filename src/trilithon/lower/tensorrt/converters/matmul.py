@@ -28,13 +28,17 @@ def multiplied(net: Network, a: ITensor, b: ITensor, *, transpose_b: bool = Fals
     length, rows = int(a.shape[-1]), int(a.shape[-2])
     if not net.exact or dtype != torch.float16 or rows == 1 or length < 2 * PART or length % PART:
         return net.matmul(a, b, transpose_b=transpose_b)
-    return _in_parts(net, a, b if transpose_b else _turned(net, b), min(MOST_PARTS, length // PART))
+    parts = min(MOST_PARTS, length // PART)
+    if b.name in net.weights:
+        weight = net.weights[b.name] if transpose_b else net.weights[b.name].T
+        return _added_up(net, a, net.bound(weight.unflatten(1, (parts, -1)).transpose(0, 1)), parts)
+    return _added_up(net, a, _cut(net, b if transpose_b else _turned(net, b), parts), parts)
 
 
-def _in_parts(net: Network, a: ITensor, b: ITensor, parts: int) -> ITensor:
-    """`a [.. m k]` times `b [.. n k]`, with k cut in parts: one batch of products, and their sum in float32."""
+def _added_up(net: Network, a: ITensor, b: ITensor, parts: int) -> ITensor:
+    """`a [.. m k]` times `b [.. parts n k/parts]`: one batch of products, and their sum in float32."""
     wide = torch.float32
-    cut = net.matmul(*(_cut(net, x, parts) for x in (a, b)), transpose_b=True)
+    cut = net.matmul(_cut(net, a, parts), b, transpose_b=True)
     sizes = net.sizes(cut)
     one = [*sizes[:-3], 1, *sizes[-2:]]
     total: ITensor | None = None

@@ -58,7 +58,7 @@ def first_difference(
 
     Args:
         net: what `convert` made of `gm`.
-        feeds: a tensor for each input of the network.
+        feeds: a tensor for each input of the network but those that are weights.
         observed: tensors of an engine by name, say its outputs; they take the place of calculated ones, and nodes whose
             tensors are not among them are passed over.
         limit: of floating tensors; others must be equal.
@@ -117,7 +117,8 @@ def _written(node: Node) -> list[Node]:
 
 
 def _run(net: Network, gm: GraphModule, feeds: Mapping[str, Tensor]) -> dict[Node, Any]:
-    names = (net.definition.get_input(i).name for i in range(net.definition.num_inputs))
+    own = (net.definition.get_input(i).name for i in range(net.definition.num_inputs))
+    names = (name for name in own if name not in net.weights)
     inputs: list[Any] = []
     for node in gm.graph.nodes:
         if node.op != "placeholder":

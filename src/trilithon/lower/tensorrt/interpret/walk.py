@@ -23,7 +23,7 @@ def interpret(
     float16 and bfloat16 are widened to float32 inside a layer, and its result rounded once.
 
     Args:
-        feeds: a tensor for each input.
+        feeds: a tensor for each input but those that are weights.
         dtype: float32 or float64: all floating tensors, weights too, are held in this type, and casts between floating
             types do nothing. What the network means, without its rounding.
         empty_row: what an attention layer gives for a query that may see no key. TensorRT states no value.
@@ -81,6 +81,7 @@ def _evaluate(layer: Layer) -> tuple[Tensor, ...]:
 
 def _feeds(net: Network, feeds: Mapping[str, Tensor], mode: Mode) -> dict[str, Tensor]:
     inputs = {t.name: t for t in (net.definition.get_input(i) for i in range(net.definition.num_inputs))}
+    feeds = {**net.weights, **feeds}
     if set(inputs) != set(feeds):
         wrong = ", ".join(sorted(set(inputs) ^ set(feeds)))
         raise InputError("the feeds do not fit the network", why=f"its inputs are {', '.join(inputs)}; not in both: {wrong}")

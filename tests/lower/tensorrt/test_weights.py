@@ -1,0 +1,220 @@
+"""Weights that engines read as inputs, and products of one vector made into one."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
+
+import trilithon
+from models.configs import tiny
+from trilithon import Compiled, InputError, Options
+from trilithon.lower.inputs import Axis, Input, fixed
+from trilithon.lower.tensorrt import weights as module
+from trilithon.lower.tensorrt.convert import convert
+from trilithon.lower.tensorrt.converters import matmul
+from trilithon.lower.tensorrt.engine import build
+from trilithon.lower.tensorrt.interpret import interpret
+from trilithon.lower.tensorrt.weights import LINEAR, merge_products
+from trilithon.runtime.verify import relative_error
+
+aten = torch.ops.aten
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices of tiny models are large ones."""
+    monkeypatch.setattr(module, "LEAST_BYTES", 1)
+
+
+def halves(name: str, dtype: torch.dtype) -> nn.Module:
+    return tiny(name).to(dtype)
+
+
+def compiled(model: nn.Module, **options: Any) -> Compiled:
+    return trilithon.compile(model, max_tokens=32, backend="tensorrt", options=Options(gpu="sm80", **options))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["llama-3.2", "qwen2.5", "qwen3"])
+def test_a_model_reads_its_own_matrices(name: str, dtype: torch.dtype) -> None:
+    """Of each layer four are read, and one of embeddings; prompts and steps read the same."""
+    model = halves(name, dtype)
+    llm = compiled(model)  # compared with eager
+    prefill, decode = (getattr(llm.decoder.modules, x) for x in ("prefill", "decode"))
+    layers, tied = model.config.num_hidden_layers, model.config.tie_word_embeddings  # type: ignore[union-attr]
+    assert len(prefill.weights) == 4 * layers + (1 if tied else 2)
+    assert [x.data_ptr() for x in prefill.weights.values()] == [x.data_ptr() for x in decode.weights.values()]
+    own = {p.data_ptr() for p in model.parameters()}
+    assert sum(x.data_ptr() in own for x in prefill.weights.values()) == 2 * layers + (1 if tied else 2)  # o, down
+    assert prefill.engine.weights == tuple(prefill.weights)
+    assert "weights.0" not in {spec.name for spec in prefill.engine.inputs}
+    ids = torch.arange(1, 12)[None]
+    wide = tiny(name).double()
+    wide.load_state_dict({key: value.double() for key, value in model.state_dict().items()})
+    with torch.no_grad():
+        exact, eager = wide(ids).logits[:, -1], model(ids).logits[:, -1]
+    got = llm.decoder.prefill(ids, torch.tensor([0]))
+    assert relative_error(got, exact) <= 2 * relative_error(eager, exact)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_change_of_the_model_is_seen() -> None:
+    """Engines hold no copy: what is changed in place is read."""
+    model = halves("llama-3.2", torch.float16)
+    llm, ids = compiled(model), torch.arange(1, 12)[None]
+    with torch.no_grad():
+        model.lm_head.weight[7] *= 3  # type: ignore[operator, index, union-attr]
+        want = model(ids).logits[:, -1]
+    assert relative_error(llm.decoder.prefill(ids, torch.tensor([0])), want) < 1e-2
+
+
+@pytest.mark.usefixtures("small")
+def test_weights_are_saved_once(tmp_path: Path) -> None:
+    model = halves("llama-3.2", torch.float16)
+    llm = compiled(model)
+    folder = llm.save(tmp_path / "saved")
+    kept = load_file(folder / "weights.safetensors")
+    assert len(kept) == len(llm.decoder.modules.prefill.weights)  # type: ignore[attr-defined]
+    large = sum(p.nbytes for p in model.parameters() if p.dim() == 2)
+    assert large == sum(x.nbytes for x in kept.values())
+    again = trilithon.load(folder, device="cpu")
+    for name in ("prefill", "decode"):
+        mine, theirs = (getattr(x.decoder.modules, name).weights for x in (again, llm))
+        assert list(mine) == list(theirs) and all(torch.equal(mine[x], theirs[x]) for x in mine)
+    shared = [getattr(again.decoder.modules, name).weights["weights.0"] for name in ("prefill", "decode")]
+    assert shared[0].data_ptr() == shared[1].data_ptr()
+    (folder / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes()[:-1])
+    with pytest.raises(InputError, match="cannot read"):
+        trilithon.load(folder, device="cpu")
+
+
+@pytest.mark.usefixtures("small")
+def test_engines_of_other_matrices_are_found_again(tmp_path: Path) -> None:
+    """They hold no more than the vectors: of those, others make another engine."""
+    model = halves("llama-3.2", torch.float16)
+    for change, plans in ((None, 2), ("lm_head.weight", 2), ("model.norm.weight", 4)):
+        if change is not None:
+            model.get_parameter(change).data[5] += 1.0
+        llm = compiled(model, engine_cache=str(tmp_path))
+        assert len(list(tmp_path.glob("*.plan"))) == plans
+        assert llm.generate(torch.ones(1, 4, dtype=torch.int64), max_new_tokens=2).shape == (1, 6)
+
+
+def test_small_and_wide_weights_are_part_of_the_engine() -> None:
+    for model in (halves("llama-3.2", torch.float16), tiny("llama-3.2")):
+        llm = compiled(model, verify=False)
+        assert llm.decoder.modules.prefill.weights == {}  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------ graphs
+
+
+def products(*weights: Tensor, biases: tuple[Tensor | None, ...] = (), reads: Any = None) -> GraphModule:
+    """The sum of products of one vector, and what `reads` makes of the first matrix."""
+    holder, graph = nn.Module(), Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(2, 3, weights[0].shape[1], dtype=weights[0].dtype, device="meta")
+    outputs, matrices = [], []
+    for i, weight in enumerate(weights):
+        holder.register_buffer(f"w{i}", weight)
+        matrices.append(graph.get_attr(f"w{i}"))
+        arguments = [x, matrices[i]]
+        if biases and biases[i] is not None:
+            holder.register_buffer(f"b{i}", biases[i])
+            arguments.append(graph.get_attr(f"b{i}"))
+        outputs.append(graph.call_function(LINEAR, tuple(arguments)))
+        outputs[-1].meta["val"] = torch.empty(2, 3, weight.shape[0], dtype=weight.dtype, device="meta")
+    if reads is not None:
+        outputs.append(graph.call_function(reads, (matrices[0],)))
+    graph.output(tuple(outputs))
+    return GraphModule(holder, graph)
+
+
+def random(*sizes: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(sum(sizes))).to(dtype)
+
+
+def linears(gm: GraphModule) -> int:
+    return len(gm.graph.find_nodes(op="call_function", target=LINEAR))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("biases", "expected"), [((), 1), ((5, 6, 7), 1), ((5, None, 7), 3)], ids=["none", "all", "some: apart"]
+)
+def test_products_of_one_vector(biases: tuple[int | None, ...], expected: int) -> None:
+    weights = [random(n, 8) for n in (5, 6, 7)]
+    gm = products(*weights, biases=tuple(None if n is None else random(n) for n in biases))
+    x = random(2, 3, 8)
+    want = gm(x)
+    merge_products(gm)
+    assert linears(gm) == expected
+    for mine, theirs in zip(gm(x), want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+    sizes = [node.meta["val"].shape[-1] for node in gm.graph.find_nodes(op="call_function", target=LINEAR)]
+    assert sizes == ([18] if expected == 1 else [5, 6, 7])
+    inputs = [Input("x", torch.float16, (fixed(2), Axis(1, 3, 4), fixed(8)))]
+    net = convert(gm, inputs)
+    assert len(net.weights) == expected
+    got = interpret(net, {"x": x})
+    for i, theirs in enumerate(want):
+        torch.testing.assert_close(got[f"output_{i}"], theirs, rtol=1e-3, atol=2e-3)
+
+
+def test_small_products_stay_apart() -> None:
+    gm = merge_products(products(random(5, 8), random(6, 8)))
+    assert linears(gm) == 2
+
+
+@pytest.mark.usefixtures("small")
+def test_what_another_operation_reads_is_no_input() -> None:
+    """A sum over a matrix asks for its numbers when the network is built, as far as its converter knows."""
+    gm = products(random(5, 8), random(6, 8), reads=aten.sum.default)
+    merge_products(gm)
+    assert linears(gm) == 2
+    net = convert(gm, [Input("x", torch.float16, (fixed(2), fixed(3), fixed(8)))])
+    assert [tuple(x.shape) for x in net.weights.values()] == [(6, 8)]
+
+
+@pytest.mark.usefixtures("small")
+def test_programs_of_one_model_share_what_is_merged() -> None:
+    first, second, other = random(5, 8), random(6, 8), random(6, 8) + 1
+    both = [merge_products(products(first, second)).merged_0_1 for _ in range(2)]
+    assert both[0] is both[1]
+    changed = merge_products(products(first, other)).merged_0_1
+    torch.testing.assert_close(changed, torch.cat([first, other]))  # type: ignore[arg-type]
+    longer = merge_products(products(first, second, other)).merged_0_1
+    assert longer.shape == (17, 8)
+    kept = len(module._JOINED)
+    del first
+    gc.collect()
+    assert len(module._JOINED) < kept
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("transposed", [True, False], ids=["n k", "k n"])
+def test_parts_of_a_long_product(transposed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The exact form reads the matrix in parts, and the matrix itself no more."""
+    monkeypatch.setattr(matmul, "PART", 16)
+    weight = random(6, 64) if transposed else random(64, 6)
+    holder, graph = nn.Module(), Graph()
+    holder.register_buffer("w", weight)
+    x = graph.placeholder("x")
+    target = LINEAR if transposed else aten.mm.default
+    graph.output((graph.call_function(target, (x, graph.get_attr("w"))),))
+    gm, given = GraphModule(holder, graph), random(5, 64)
+    inputs = [Input("x", torch.float16, (fixed(5), fixed(64)))]
+    net = convert(gm, inputs, exact=True)
+    got = interpret(net, {"x": given})["output_0"]
+    want = given.double() @ (weight.T if transposed else weight).double()
+    assert relative_error(got, want) < 1e-3
+    engine = build(net, inputs, "sm80", tmp_path / "parts.plan")
+    assert engine.weights == ("weights.1",) and net.weights["weights.1"].shape == (4, 6, 16)
