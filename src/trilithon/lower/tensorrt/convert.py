@@ -56,6 +56,7 @@ def convert(gm: GraphModule, inputs: Sequence[Input], attention: str = "auto", e
                 _mark_outputs(net, node, env)
             else:
                 env[node] = _call(net, node, env)
+    net.drop_unread_weights()
     net.values = {node.name: value for node, value in env.items()}
     return net
 

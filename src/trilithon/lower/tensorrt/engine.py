@@ -132,7 +132,7 @@ def build(net: Network, inputs: Sequence[Input], target: str, plan: Path) -> Eng
         inputs=tuple(inputs),
         outputs=tuple(net.definition.get_output(i).name for i in range(net.definition.num_outputs)),
         aliases={name: f"{name}_out" for name in net.aliases},
-        weights=tuple(net.read_weights()),
+        weights=tuple(net.weights),
         target=target,
         layers=layers,
         sites=tuple(net.sites),

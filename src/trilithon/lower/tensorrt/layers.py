@@ -151,11 +151,14 @@ class Layers:
             self.shared[key], self.weights[name] = self.input(name, held.dtype, held.shape), held
         return self.shared[key]
 
-    def read_weights(self) -> dict[str, torch.Tensor]:
-        """Of `weights`, those that a layer reads."""
+    def drop_unread_weights(self) -> None:
+        """Take out of `weights`, and of the inputs, what no layer reads: an engine asks for the address of each input."""
         layers = (self.definition.get_layer(i) for i in range(self.definition.num_layers))
         read = {x.name for layer in layers for x in map(layer.get_input, range(layer.num_inputs)) if x is not None}
-        return {name: value for name, value in self.weights.items() if name in read}
+        inputs = {x.name: x for x in map(self.definition.get_input, range(self.definition.num_inputs))}
+        for name in set(self.weights) - read:
+            self.definition.remove_tensor(inputs[name])
+            del self.weights[name]
 
     def number(self, value: float, dtype: torch.dtype, rank: int = 0) -> ITensor:
         """A constant of one element and `rank` axes, made once."""

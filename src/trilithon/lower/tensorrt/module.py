@@ -34,7 +34,7 @@ class TensorRTModule:
 
     def __init__(self, engine: Engine, network: Network | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
         self.engine, self.network = engine, network
-        self.weights = (weights or {}) if network is None else network.read_weights()
+        self.weights = (weights or {}) if network is None else network.weights
 
     def __call__(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """One output, or several; an input that the program writes to (a cache) is changed.

@@ -13,6 +13,9 @@ from trilithon.lower.tensorrt.interpret.read import Layer, evaluates, wide
 from trilithon.lower.tensorrt.library import torch_dtypes
 
 
+BLOCK = 1 << 24  # numbers of a matrix that are converted at a time
+
+
 @evaluates("ELEMENTWISE", "IElementWiseLayer")
 def elementwise(layer: Layer) -> Tensor:
     a, b = layer.wide(0), layer.wide(1)
@@ -135,12 +138,18 @@ def identity(layer: Layer) -> Tensor:
 def matrix_multiply(layer: Layer) -> Tensor:
     """The matrix product; a VECTOR has no axis for the rows (left) or the columns (right), and gives the result none."""
     kinds = layer.own.op0.name, layer.own.op1.name
-    a, b = (x.transpose(-1, -2) if kind == "TRANSPOSE" else x for x, kind in zip(layer.wides(), kinds, strict=True))
+    a, b = (x.transpose(-1, -2) if kind == "TRANSPOSE" else x for x, kind in zip((layer.x(0), layer.x(1)), kinds, strict=True))
     a = a.unsqueeze(-2) if kinds[0] == "VECTOR" else a
     b = b.unsqueeze(-1) if kinds[1] == "VECTOR" else b
-    product = a @ b
+    product = _product(wide(a), b)
     product = product.squeeze(-1) if kinds[1] == "VECTOR" else product
     return product.squeeze(-1 if kinds[1] == "VECTOR" else -2) if kinds[0] == "VECTOR" else product
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b`, in the type of `a`; a large `b` is converted block by block, since that takes twice its memory."""
+    blocks = max(1, b.numel() // BLOCK)
+    return torch.cat([a @ part.to(a.dtype) for part in b.chunk(blocks, -1)], -1)
 
 
 @evaluates("EINSUM", "IEinsumLayer")
