@@ -277,10 +277,11 @@ def test_bench_measures_all_rows(run, folder, tmp_path):
     assert [row.error for row in table.rows] == [""] * 6
     assert [row.tokens_equal_baseline for row in table.rows] == [None] + [True] * 5
     assert all(row.timing is not None and len(row.timing.seconds) == 2 for row in table.rows)
+    assert all(row.first_token_seconds is not None and row.seconds_per_token is not None for row in table.rows)
     assert table.command.startswith("trilithon bench ")
     assert {"torch", "trilithon", "transformers"} <= set(table.versions)
     assert chart.read_bytes().startswith(b"\x89PNG")
-    assert "Trilithon static cache" in ran.out
+    assert "Trilithon static" in ran.out
     assert text.read_text() == table.to_markdown()
     assert [line.partition(":")[0] for line in ran.err.splitlines() if " in all; median " in line] == names
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,6 +20,10 @@ from trilithon.bench.table import Row, Table
 from trilithon.bench.timing import Timing, measure, synchronize
 from trilithon.errors import InputError, TrilithonError
 
+_STAGES = 3  # that progress shows for a candidate besides its timed runs
+
+Run = Callable[[int], Tensor]  # number of new tokens -> ids [batch, prompt_tokens + new tokens]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -26,14 +31,15 @@ class Candidate:
 
     Attributes:
         name: of its row.
-        make: builds the program (loading, compiling); gives a call that does the whole job and returns
-            `[batch, prompt_tokens + new_tokens]` ids, the prompt included, as Hugging Face's `generate` does.
+        make: builds the program (loading, compiling) for the whole job; gives a call that makes as many new tokens as it
+            is told, the job's number or fewer, and returns ids `[batch, prompt_tokens + new tokens]`, the prompt included,
+            as Hugging Face's `generate` does.
         note: a few words on it for the row.
         details: more words, asked for after the job was timed: what came out of building.
     """
 
     name: str
-    make: Callable[[], Callable[[], Tensor]]
+    make: Callable[[], Run]
     note: str = ""
     details: Callable[[], str] = str  # none
 
@@ -68,6 +74,7 @@ class _Measured:
     first_run_seconds: float
     timing: Timing
     tokens: Tensor  # [batch, new_tokens] int64, on the CPU
+    first_token: Timing | str  # of the prompt and one new token, or the text of what went wrong
 
 
 def run_rows(
@@ -79,7 +86,8 @@ def run_rows(
 ) -> Table:
     """Build, check and time each candidate in turn; the first is the baseline.
 
-    A candidate that fails becomes a row with the error's text. What a candidate holds is freed before the next is
+    A candidate that fails becomes a row with the error's text; one that fails in making a single token keeps what the
+    whole job took. What a candidate holds is freed before the next is
     built, as far as the caller's own objects let it.
 
     Args:
@@ -94,9 +102,9 @@ def run_rows(
     table = _empty_table(bench)
     baseline: _Measured | None = None
     with _progress(console) as progress:
-        task = progress.add_task("", total=len(candidates) * (bench.repeats + 2))
+        task = progress.add_task("", total=len(candidates) * (bench.repeats + _STAGES))
         for i, candidate in enumerate(candidates):
-            progress.update(task, completed=i * (bench.repeats + 2))
+            progress.update(task, completed=i * (bench.repeats + _STAGES))
             start = time.perf_counter()
             result = _attempt(candidate, bench, lambda stage: _show(progress, task, stage))
             if i == 0 and isinstance(result, _Measured):
@@ -143,7 +151,11 @@ def _attempt(candidate: Candidate, bench: Bench, show: Callable[[str], None]) ->
     try:
         return _measure(candidate, bench, show)
     except Exception as error:
-        return str(error) if isinstance(error, TrilithonError) else f"{type(error).__name__}: {error}"
+        return _text(error)
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, TrilithonError) else f"{type(error).__name__}: {error}"
 
 
 def _measure(candidate: Candidate, bench: Bench, show: Callable[[str], None]) -> _Measured:
@@ -153,20 +165,31 @@ def _measure(candidate: Candidate, bench: Bench, show: Callable[[str], None]) ->
     synchronize(bench.device)
     build_seconds = time.perf_counter() - start
     show(f"{candidate.name}: first run")
-    tokens = _new_tokens(run(), bench.job)
+    new_tokens = bench.job.new_tokens
+    tokens = _new_tokens(run(new_tokens), bench.job, new_tokens)
     first_run_seconds = time.perf_counter() - start - build_seconds
     timing = measure(
-        run,
+        lambda: run(new_tokens),
         repeats=bench.repeats,
         warmup=max(0, bench.warmup - 1),
         device=bench.device,
         before_run=lambda: show(f"{candidate.name}: timing"),
     )
-    return _Measured(build_seconds, first_run_seconds, timing, tokens)
+    show(f"{candidate.name}: first token")
+    first_token = timing if new_tokens == 1 else _time_first_token(run, bench)
+    return _Measured(build_seconds, first_run_seconds, timing, tokens, first_token)
 
 
-def _new_tokens(ids: Tensor, job: Job) -> Tensor:
-    expected = (job.batch, job.prompt_tokens + job.new_tokens)
+def _time_first_token(run: Run, bench: Bench) -> Timing | str:
+    try:
+        _new_tokens(run(1), bench.job, 1)
+        return measure(lambda: run(1), repeats=bench.repeats, warmup=max(0, bench.warmup - 1), device=bench.device)
+    except Exception as error:
+        return _text(error)
+
+
+def _new_tokens(ids: Tensor, job: Job, new_tokens: int) -> Tensor:
+    expected = (job.batch, job.prompt_tokens + new_tokens)
     if tuple(ids.shape) != expected:
         raise InputError(
             f"the job was not done: the run returned ids {list(ids.shape)}, not {list(expected)}",
@@ -181,7 +204,9 @@ def _row(candidate: Candidate, result: _Measured | str, baseline: _Measured | No
     if isinstance(result, str):
         return Row(name=candidate.name, tokens=tokens, note=candidate.note, error=result)
     median = result.timing.median
-    equal, difference = None, ""
+    equal, difference, failure = None, "", ""
+    if isinstance(result.first_token, str):
+        failure = f"the first token alone was not measured: {result.first_token}"
     if baseline is not None and baseline is not result:
         equal, difference = _compare(result.tokens, baseline.tokens)
     return Row(
@@ -194,8 +219,22 @@ def _row(candidate: Candidate, result: _Measured | str, baseline: _Measured | No
         ratio_to_floor=median / floor.seconds,
         tokens_per_second=tokens / median,
         tokens_equal_baseline=equal,
-        note="; ".join(part for part in (candidate.note, candidate.details(), difference) if part),
+        note="; ".join(part for part in (candidate.note, candidate.details(), difference, failure) if part),
+        **_token_seconds(result, bench.job, floor),
     )
+
+
+def _token_seconds(result: _Measured, job: Job, floor: Floor) -> dict[str, Any]:
+    """The fields of a row on the first token and the others, as far as they are known."""
+    if isinstance(result.first_token, str):
+        return {}
+    first = result.first_token.median
+    found = {"first_token_seconds": first, "first_token_ratio_to_floor": first / floor.prefill_seconds}
+    steps = job.new_tokens - 1
+    if steps:
+        found["seconds_per_token"] = (result.timing.median - first) / steps
+        found["token_ratio_to_floor"] = (result.timing.median - first) / floor.decode_seconds
+    return found
 
 
 def _compare(tokens: Tensor, baseline: Tensor) -> tuple[bool, str]:

@@ -31,6 +31,10 @@ class Row:
         ratio_to_baseline: the first row's median over this one's: 2 is twice as fast.
         ratio_to_floor: this row's median over the floor: 1 is as fast as the machine allows.
         tokens_per_second: `tokens` over the median, prefill included.
+        first_token_seconds: median of the same call with one new token: what the prompt takes.
+        seconds_per_token: what each further token takes, one of every prompt at a time: the rest of the median, over the
+            number of these tokens; None where there is one new token only.
+        first_token_ratio_to_floor, token_ratio_to_floor: these two over the floor of prefill and of a decode step.
         tokens_equal_baseline: None for the baseline itself, or when one of the two failed.
     """
 
@@ -43,6 +47,10 @@ class Row:
     ratio_to_baseline: float | None = None
     ratio_to_floor: float | None = None
     tokens_per_second: float | None = None
+    first_token_seconds: float | None = None
+    seconds_per_token: float | None = None
+    first_token_ratio_to_floor: float | None = None
+    token_ratio_to_floor: float | None = None
     tokens_equal_baseline: bool | None = None
     note: str = ""
     error: str = ""
@@ -159,16 +167,19 @@ class Table:
             padding=(0, 1, 0, 0),
         )
         table.add_column("")
-        for heading in _CELLS[1:_NARROW]:
-            table.add_column(heading, justify="right", no_wrap=True)
+        for heading, below in zip(_CELLS[1:_NARROW], _SECOND_LINE[1:], strict=True):
+            table.add_column(f"{heading}\n[dim]{below}[/]", justify="right", no_wrap=True, vertical="bottom")
         for row in self.rows:
-            name, *numbers = (escape(cell) for cell in _cells(row)[:_NARROW])
-            table.add_row(f"{name}\n[dim]{_second_line(row)}[/]", *numbers, style="red" if row.error else "")
+            cells = zip(_cells(row)[:_NARROW], _second_line(row), strict=True)
+            lines = (f"{escape(cell)}\n[dim]{below}[/]" for cell, below in cells)
+            table.add_row(*lines, style="red" if row.error else "")
         return table
 
 
-_CELLS = ["", "median", "min", "max", "vs first", "tokens/s", "vs floor", "peak", "same tokens", "first result"]
-_NARROW = 7  # columns of a terminal table: it must fit 80 characters
+_CELLS = ["", "median", "min", "max", "vs first", "tokens/s", "vs floor"]
+_NARROW = len(_CELLS)  # columns of a terminal table: it must fit 80 characters
+_SECOND_LINE = ["", "1st token", "vs floor", "a token", "vs floor", "peak", ""]  # what stands below these in a terminal
+_CELLS += ["first token", "vs floor", "per token", "vs floor", "peak", "same tokens", "first result"]
 
 
 def _cells(row: Row) -> list[str]:
@@ -183,16 +194,28 @@ def _cells(row: Row) -> list[str]:
         _times(row.ratio_to_baseline),
         "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.1f}",
         _times(row.ratio_to_floor),
-        "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB",
+        *_token_cells(row),
+        _peak(row),
         same,
         show_seconds((row.build_seconds or 0) + (row.first_run_seconds or 0)),
     ]
 
 
-def _second_line(row: Row) -> str:
-    peak = "" if row.peak_bytes is None else f"peak {row.peak_bytes / 1e9:.2f} GB"
+def _second_line(row: Row) -> list[str]:
     same = {None: "", True: "same tokens", False: "tokens differ"}[row.tokens_equal_baseline]
-    return ", ".join(part for part in (peak, same) if part)
+    return [same, *_token_cells(row), _peak(row), ""]
+
+
+def _token_cells(row: Row) -> list[str]:
+    """The first token, over its floor, a further token, over its floor."""
+    first, further = (
+        "" if seconds is None else show_seconds(seconds) for seconds in (row.first_token_seconds, row.seconds_per_token)
+    )
+    return [first, _times(row.first_token_ratio_to_floor), further, _times(row.token_ratio_to_floor)]
+
+
+def _peak(row: Row) -> str:
+    return "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB"
 
 
 def show_seconds(seconds: float) -> str:
