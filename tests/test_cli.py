@@ -278,6 +278,8 @@ def test_bench_measures_all_rows(run, folder, tmp_path):
     assert [row.tokens_equal_baseline for row in table.rows] == [None] + [True] * 5
     assert all(row.timing is not None and len(row.timing.seconds) == 2 for row in table.rows)
     assert all(row.first_token_seconds is not None and row.seconds_per_token is not None for row in table.rows)
+    weights = sum(p.numel() for p in hf.load_model(str(folder)).parameters())
+    assert table.weight_bytes == 4 * weights and table.cache_bytes is not None
     assert table.command.startswith("trilithon bench ")
     assert {"torch", "trilithon", "transformers"} <= set(table.versions)
     assert chart.read_bytes().startswith(b"\x89PNG")

@@ -68,5 +68,6 @@ def measure_model(
         command=command,
         versions={name: version for name, version in versions().items() if name in ("trilithon", "transformers")},
         repeats=repeats,
+        weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
     )
     return run_rows(chosen, bench, console=console, after_row=after_row)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trilithon.bench.roofline import Floor, Job, Machine, floor_of
 from trilithon.bench.table import Row, Table
-from trilithon.bench.timing import Timing, measure, synchronize
+from trilithon.bench.timing import Timing, measure, outside_bytes, synchronize
 from trilithon.errors import InputError, TrilithonError
 
 _STAGES = 3  # that progress shows for a candidate besides its timed runs
@@ -55,6 +55,8 @@ class Bench:
         command: the line that repeats the table.
         versions: of packages besides those of `Machine`.
         repeats, warmup: runs that are timed and runs before them, a candidate; there is always one before them.
+        weight_bytes: of the model as it is loaded; None = the matrices that the floor counts.
+        outside_before: see `measure`; None = as it is before each candidate is built.
     """
 
     model: str
@@ -66,6 +68,13 @@ class Bench:
     versions: Mapping[str, str] = field(default_factory=dict)
     repeats: int = 3
     warmup: int = 1
+    weight_bytes: int | None = None
+    outside_before: int | None = None
+
+    @property
+    def size_bytes(self) -> tuple[int, int]:
+        """Of the weights, and of a KV cache that holds what its layers see of all tokens of the job."""
+        return self.job.weight_bytes if self.weight_bytes is None else self.weight_bytes, self.job.cache_bytes
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,7 @@ def run_rows(
 
 
 def _empty_table(bench: Bench) -> Table:
+    weights, cache = bench.size_bytes
     return Table(
         model=bench.model,
         machine=bench.machine,
@@ -129,6 +139,8 @@ def _empty_table(bench: Bench) -> Table:
         new_tokens=bench.job.new_tokens,
         floor=floor_of(bench.job, bench.machine),
         rows=(),
+        weight_bytes=weights,
+        cache_bytes=cache,
         command=bench.command,
         versions=dict(bench.machine.versions) | dict(bench.versions),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -160,6 +172,7 @@ def _text(error: Exception) -> str:
 
 def _measure(candidate: Candidate, bench: Bench, show: Callable[[str], None]) -> _Measured:
     show(f"{candidate.name}: building")
+    outside = outside_bytes(bench.device) if bench.outside_before is None else bench.outside_before
     start = time.perf_counter()
     run = candidate.make()
     synchronize(bench.device)
@@ -174,6 +187,7 @@ def _measure(candidate: Candidate, bench: Bench, show: Callable[[str], None]) ->
         warmup=max(0, bench.warmup - 1),
         device=bench.device,
         before_run=lambda: show(f"{candidate.name}: timing"),
+        outside_before=outside,
     )
     show(f"{candidate.name}: first token")
     first_token = timing if new_tokens == 1 else _time_first_token(run, bench)
@@ -218,10 +232,18 @@ def _row(candidate: Candidate, result: _Measured | str, baseline: _Measured | No
         ratio_to_baseline=baseline.timing.median / median if baseline is not None else None,
         ratio_to_floor=median / floor.seconds,
         tokens_per_second=tokens / median,
+        peak_ratio_to_size=_peak_ratio(result.timing, bench),
         tokens_equal_baseline=equal,
         note="; ".join(part for part in (candidate.note, candidate.details(), difference, failure) if part),
         **_token_seconds(result, bench.job, floor),
     )
+
+
+def _peak_ratio(timing: Timing, bench: Bench) -> float | None:
+    """None on a CPU, where the peak is that of the whole process."""
+    if bench.device.type != "cuda" or timing.peak_bytes is None:
+        return None
+    return timing.peak_bytes / sum(bench.size_bytes)
 
 
 def _token_seconds(result: _Measured, job: Job, floor: Floor) -> dict[str, Any]:

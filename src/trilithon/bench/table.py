@@ -35,6 +35,7 @@ class Row:
         seconds_per_token: what each further token takes, one of every prompt at a time: the rest of the median, over the
             number of these tokens; None where there is one new token only.
         first_token_ratio_to_floor, token_ratio_to_floor: these two over the floor of prefill and of a decode step.
+        peak_ratio_to_size: `peak_bytes` over weights and cache; None on a CPU, where the peak is the whole process's.
         tokens_equal_baseline: None for the baseline itself, or when one of the two failed.
     """
 
@@ -51,6 +52,7 @@ class Row:
     seconds_per_token: float | None = None
     first_token_ratio_to_floor: float | None = None
     token_ratio_to_floor: float | None = None
+    peak_ratio_to_size: float | None = None
     tokens_equal_baseline: bool | None = None
     note: str = ""
     error: str = ""
@@ -77,6 +79,7 @@ class Table:
         dtype: of weights and cache, as text.
         batch: prompts at a time.
         prompt_tokens, new_tokens: of each prompt.
+        weight_bytes, cache_bytes: of the model, and of the keys and values seen when the job ends.
         command: the line that repeats the table.
         date: when it was measured, ISO 8601.
     """
@@ -92,6 +95,8 @@ class Table:
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     date: str = ""
+    weight_bytes: int | None = None
+    cache_bytes: int | None = None
 
     def to_json(self) -> str:
         """All fields, and for each row median, minimum and maximum, as indented JSON."""
@@ -136,6 +141,9 @@ class Table:
             f"matmul {self.machine.flops_per_second / 1e12:.3g} TFLOP/s, both measured",
             f"floor of the job {show_seconds(self.floor.seconds)}: prefill {show_seconds(self.floor.prefill_seconds)}, "
             f"decode {show_seconds(self.floor.decode_seconds)}",
+            ""
+            if self.weight_bytes is None or self.cache_bytes is None
+            else f"size: weights {show_bytes(self.weight_bytes)}, cache {show_bytes(self.cache_bytes)}",
             made_with,
             self.command,
         )
@@ -178,8 +186,8 @@ class Table:
 
 _CELLS = ["", "median", "min", "max", "vs first", "tokens/s", "vs floor"]
 _NARROW = len(_CELLS)  # columns of a terminal table: it must fit 80 characters
-_SECOND_LINE = ["", "1st token", "vs floor", "a token", "vs floor", "peak", ""]  # what stands below these in a terminal
-_CELLS += ["first token", "vs floor", "per token", "vs floor", "peak", "same tokens", "first result"]
+_SECOND_LINE = ["", "1st token", "vs floor", "a token", "vs floor", "peak", "vs size"]  # what stands below these in a terminal
+_CELLS += ["first token", "vs floor", "per token", "vs floor", "peak", "vs size", "same tokens", "first result"]
 
 
 def _cells(row: Row) -> list[str]:
@@ -195,7 +203,7 @@ def _cells(row: Row) -> list[str]:
         "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.1f}",
         _times(row.ratio_to_floor),
         *_token_cells(row),
-        _peak(row),
+        *_peak_cells(row),
         same,
         show_seconds((row.build_seconds or 0) + (row.first_run_seconds or 0)),
     ]
@@ -203,7 +211,7 @@ def _cells(row: Row) -> list[str]:
 
 def _second_line(row: Row) -> list[str]:
     same = {None: "", True: "same tokens", False: "tokens differ"}[row.tokens_equal_baseline]
-    return [same, *_token_cells(row), _peak(row), ""]
+    return [same, *_token_cells(row), *_peak_cells(row)]
 
 
 def _token_cells(row: Row) -> list[str]:
@@ -214,8 +222,13 @@ def _token_cells(row: Row) -> list[str]:
     return [first, _times(row.first_token_ratio_to_floor), further, _times(row.token_ratio_to_floor)]
 
 
-def _peak(row: Row) -> str:
-    return "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB"
+def _peak_cells(row: Row) -> list[str]:
+    return ["" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB", _times(row.peak_ratio_to_size)]
+
+
+def show_bytes(number: int) -> str:
+    """Two decimals with a unit that suits: 2.47 GB, 6.29 MB."""
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.2f} MB"
 
 
 def show_seconds(seconds: float) -> str:
@@ -233,4 +246,4 @@ def _one_line(text: str) -> str:
 
 
 def _timing(data: dict[str, Any] | None) -> Timing | None:
-    return None if data is None else Timing(tuple(data["seconds"]), data["peak_bytes"])
+    return None if data is None else Timing(tuple(data["seconds"]), data["peak_bytes"], data.get("outside_bytes"))
