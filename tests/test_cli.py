@@ -18,7 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from runtime.plain_decoder import PlainDecoder
 from trilithon import Compiled, cli, compiler
-from trilithon.bench import demo
+from trilithon.bench import candidates, demo
 from trilithon.bench.table import Table
 from trilithon.capture import hf, presets
 from trilithon.report.report import Report
@@ -171,7 +171,8 @@ def test_explain_compares_two_reports(run, config_folder, tmp_path):
         (("generate", "gpt2", "--prompt-tokens", "4", "--dtype", "int8"), ("unknown dtype 'int8'", "float16")),
         (("generate", "gpt2", "--prompt-tokens", "4", "--cache-dtype", "int4"), ("cache_dtype='int4'", "int8, fp8")),
         (("bench", "--device", "cpu"), ("a model or --all",)),
-        (("bench", "gpt2", "--all"), ("a model or --all",)),
+        (("bench", "--all", "--json", "a.json"), ("the files of one model", "give --out DIR")),
+        (("bench", "gpt2", "minilm", "--png", "a.png"), ("the files of one model", "give --out DIR")),
         (("bench", "minilm", "--device", "cpu"), ("cannot measure generation with BertModel", "byte-llama")),
     ],
     ids=lambda value: " ".join(value) if value and value[0] in ("explain", "generate", "bench") else "",
@@ -288,15 +289,40 @@ def test_bench_measures_all_rows(run, folder, tmp_path):
     assert [line.partition(":")[0] for line in ran.err.splitlines() if " in all; median " in line] == names
 
 
-def test_bench_all_saves_each_preset(run, folder, tmp_path, monkeypatch):
+@pytest.fixture
+def tiny_presets(folder, monkeypatch):
     real = hf.load_model
     monkeypatch.setattr(hf, "load_model", lambda name, **options: real(str(folder), device=options["device"]))
+
+
+def test_bench_all_saves_each_preset(run, tiny_presets, tmp_path):
     words = ("--prompt-tokens", "4", "--new-tokens", "2", "--repeats", "1", "--device", "cpu", "--rows", "pytorch")
-    ran = run("bench", "--all", *words, "--json", tmp_path)
+    ran = run("bench", "--all", *words, "--out", tmp_path)
     assert ran.code == 0, ran.err
-    saved = {path.name: Table.from_json(path.read_text()).model for path in tmp_path.iterdir()}
-    assert saved == {f"cpu-{name}.json": name for name in cli.ALL}
-    assert set(cli.ALL) <= set(hf.PRESETS)
+    saved = {path.name: Table.from_json(path.read_text()).model for path in tmp_path.glob("*.json")}
+    assert saved == {f"cpu-{name}.json": name for name in cli.PRESETS}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".png"}
+    assert set(cli.PRESETS) <= set(hf.PRESETS)
+
+
+def test_bench_all_measures_what_can_run(run, tiny_presets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def runnable(device):
+        asked.append(device)
+        return ("pytorch", "hf-dynamic")
+
+    monkeypatch.setattr(candidates, "runnable", runnable)
+    words = ("--prompt-tokens", "4", "--new-tokens", "2", "--repeats", "1", "--device", "cpu")
+    ran = run("bench", "gpt2", "qwen3-0.6b", "--all", *words)
+    assert ran.code == 0, ran.err
+    assert asked == [torch.device("cpu")] * 2
+    (made,) = tmp_path.iterdir()
+    assert re.fullmatch(r"benchmark-\d{4}-\d\d-\d\d", made.name)
+    assert {path.stem for path in made.iterdir()} == {"cpu-gpt2", "cpu-qwen3-0.6b"}
+    names = [row.name for row in Table.from_json((made / "cpu-gpt2.json").read_text()).rows]
+    assert names == ["PyTorch, no cache", "HF dynamic cache"]
 
 
 def test_a_prompt_without_a_tokenizer(run, config_folder):

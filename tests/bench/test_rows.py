@@ -171,7 +171,7 @@ def test_an_interrupted_run_keeps_its_rows(tmp_path: Path, capsys: pytest.Captur
     def interrupted() -> Run:
         raise KeyboardInterrupt
 
-    saver = Saver(json=tmp_path / "new" / "t.json", markdown=tmp_path / "t.md")
+    saver = Saver(json=tmp_path / "new" / "t.json", markdown=tmp_path / "t.md", png=tmp_path / "t.png")
     rows = [
         Candidate(name="one", make=job(0.01)),
         Candidate(name="broken", make=fails(ValueError("no"))),
@@ -183,6 +183,7 @@ def test_an_interrupted_run_keeps_its_rows(tmp_path: Path, capsys: pytest.Captur
     assert one["build_seconds"] >= 0 and one["first_run_seconds"] >= 0.01 and one["total_seconds"] >= 4 * 0.01
     assert broken["error"] == "ValueError: no" and broken["total_seconds"] > 0
     assert (tmp_path / "t.md").read_text().startswith("**tiny, float32")
+    assert (tmp_path / "t.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list(tmp_path.rglob("*.part"))
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
@@ -191,8 +192,8 @@ def test_an_interrupted_run_keeps_its_rows(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_folder_of_tables() -> None:
-    saver = Saver(json=Path("results"), png=Path("charts")).inside("cpu-tiny-1.5b")
-    assert saver == Saver(json=Path("results/cpu-tiny-1.5b.json"), png=Path("charts/cpu-tiny-1.5b.png"))
+    saver = Saver.inside(Path("results"), "cpu-tiny-1.5b")
+    assert [str(path) for path in saver.files] == [f"results/cpu-tiny-1.5b.{suffix}" for suffix in ("json", "md", "png")]
 
 
 def test_json_reads_back(table: Table) -> None:

@@ -41,7 +41,8 @@ TORCH_TENSORRT_ROWS: dict[str, tuple[str, str, dict[str, bool]]] = {  # name, no
         {"attn_bias_is_causal": False},
     ),
 }
-KNOWN = (*ROWS, *TENSORRT_ROWS, *TORCH_TENSORRT_ROWS)
+EVERYWHERE = ("pytorch", "hf-dynamic", "hf-static", "hf-flex", "kept", "causal", "static")  # need no other package
+KNOWN = (*EVERYWHERE, *TENSORRT_ROWS, *TORCH_TENSORRT_ROWS)
 LogitsOf = Callable[[Tensor], Tensor]  # ids [b s] -> logits [b, s or 1, v]
 
 
@@ -83,6 +84,26 @@ def candidates(
     return [contest.candidate(row) for row in KNOWN if row in rows]
 
 
+def runnable(device: torch.device) -> tuple[str, ...]:
+    """The rows among `KNOWN` that can run on `device` with what is installed."""
+    rows: tuple[str, ...] = EVERYWHERE
+    if device.type != "cuda":
+        return rows
+    from trilithon.lower.tensorrt.library import library
+
+    try:
+        library()
+        rows += TENSORRT_ROWS
+    except TrilithonError:
+        pass
+    try:
+        torch_tensorrt_row.library(device)
+        rows += tuple(TORCH_TENSORRT_ROWS)
+    except TrilithonError:
+        pass
+    return rows
+
+
 def decoder_size(model: nn.Module) -> DecoderSize:
     """The sizes of a Hugging Face dense decoder that the floor of a job depends on."""
     config: Any = model.config
@@ -118,8 +139,13 @@ class _Contest:
         form = f"window({window})" if window else "causal"
         names: dict[str, tuple[str, Callable[[], Run], str]] = {
             "pytorch": ("PyTorch, no cache", self._pytorch, "eager, SDPA attention"),
-            "hf-dynamic": ("HF dynamic cache", lambda: self._hugging_face(None), ""),
-            "hf-static": ("HF static cache", lambda: self._hugging_face("static"), "compiled by HF itself on a GPU"),
+            "hf-dynamic": ("HF dynamic cache", lambda: self._hugging_face(self.model, None), ""),
+            "hf-static": (
+                "HF static cache",
+                lambda: self._hugging_face(self.model, "static"),
+                "compiled by HF itself on a GPU",
+            ),
+            "hf-flex": ("HF FlexAttention, dynamic cache", self._flex, "attn_implementation='flex_attention'"),
             "kept": ("Trilithon mask kept, no cache", lambda: self._kept(self.backend), "exported, its mask a tensor"),
             "causal": (f"Trilithon {form}, no cache", lambda: self._causal(self._last_token), "the mask proved and rewritten"),
             "static": ("Trilithon static cache", lambda: self._static(self.backend), ""),
@@ -147,7 +173,10 @@ class _Contest:
         only_last = _last_only(self.model)
         return self._without_cache(lambda ids: self.model(input_ids=ids, use_cache=False, **only_last).logits)
 
-    def _hugging_face(self, cache: str | None) -> Run:
+    def _flex(self) -> Run:
+        return self._hugging_face(hf.sharing_weights(self.model, attention="flex_attention"), None)
+
+    def _hugging_face(self, model: Any, cache: str | None) -> Run:
         arguments: dict[str, Any] = {
             "do_sample": False,
             "use_cache": True,
@@ -155,7 +184,7 @@ class _Contest:
             "attention_mask": torch.ones_like(self.ids),
             "cache_implementation": cache,
         }
-        return lambda new_tokens: self.model.generate(self.ids, max_new_tokens=new_tokens, **arguments)  # type: ignore[operator]
+        return lambda new_tokens: model.generate(self.ids, max_new_tokens=new_tokens, **arguments)
 
     def _kept(self, backend: str, options: Options | None = None) -> Run:
         from trilithon.lower.backend import lower_module, resolve_backend

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,44 +21,76 @@ if TYPE_CHECKING:
     from trilithon.bench.save import Saver
     from trilithon.bench.table import Table
 
-ALL = ("qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b")  # what `bench --all` measures
-RESULTS = Path("benchmarks/results")
+PRESETS = ("qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b")  # what `bench --all` measures without a model
+
+Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="As for generate, one or several.")]
+All = Annotated[
+    bool, typer.Option("--all", help=f"Every row that can run here, saved in --out; without a model of {', '.join(PRESETS)}.")
+]
+PromptTokens = Annotated[int | None, typer.Option(min=1, help="Default: 2048 on a GPU, 128 on a CPU.")]
+NewTokens = Annotated[int | None, typer.Option(min=1, help="Default: 128 on a GPU, 64 on a CPU.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of each row, after one that is not timed.")]
+Rows = Annotated[
+    str | None,
+    typer.Option(
+        help="Rows to measure, joined by commas; the first is what the others are compared with. "
+        "Default: pytorch,hf-dynamic,hf-static,kept,causal,static, or with --all what can run."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for JSON, Markdown and PNG of each model, saved after each row. With --all: benchmark-<date>."),
+]
+Json = Annotated[Path | None, typer.Option(help="Save the table of one model as JSON after each row.")]
+Markdown = Annotated[Path | None, typer.Option(help="Save it as Markdown too.")]
+Png = Annotated[Path | None, typer.Option(help="Save it as a chart too.")]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What to measure of each model; None = the default there."""
+
+    prompt_tokens: int | None
+    new_tokens: int | None
+    repeats: int
+    rows: tuple[str, ...] | None
+    backend: str
+    proof_cache: bool
+    every: bool
 
 
 @app.command()
 def bench(
-    model: Annotated[str | None, typer.Argument(help="As for generate. Left out with --all.")] = None,
-    every: Annotated[bool, typer.Option("--all", help=f"Measure {', '.join(ALL)}, one after the other.")] = False,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 2048 on a GPU, 128 on a CPU.")] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 128 on a GPU, 64 on a CPU.")] = None,
+    models: Models = None,
+    every: All = False,
+    prompt_tokens: PromptTokens = None,
+    new_tokens: NewTokens = None,
     dtype: Dtype = None,
     device: Device = None,
     layers: Layers = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each row, after one that is not timed.")] = 3,
+    repeats: Repeats = 3,
     backend: Backend = "auto",
-    rows: Annotated[
-        str, typer.Option(help="Rows to measure, joined by commas; the first is what the others are compared with.")
-    ] = "pytorch,hf-dynamic,hf-static,kept,causal,static",
-    json: Annotated[
-        Path | None,
-        typer.Option(help="Save the table as JSON after each row. With --all a folder, by default benchmarks/results."),
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Save it as Markdown too; with --all a folder.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Save it as a chart too; with --all a folder.")] = None,
+    rows: Rows = None,
+    out: Out = None,
+    json: Json = None,
+    markdown: Markdown = None,
+    png: Png = None,
     no_cache: NoCache = False,
 ) -> None:
     """Measure one greedy generation: PyTorch, Hugging Face's caches, Trilithon, and the floor of this machine."""
     from trilithon.bench.rows import free
     from trilithon.bench.save import Saver, device_stem
 
-    if every == (model is not None):
-        raise InputError("bench needs a model or --all, one of the two", todo="trilithon bench llama-3.2-1b")
-    saver = Saver(json or (RESULTS if every else None), markdown, png)
+    chosen = tuple(models or (PRESETS if every else ()))
+    files = Saver(json, markdown, png)
+    _check(chosen, files, several=every or out is not None or len(chosen) > 1)
+    asked = _Asked(prompt_tokens, new_tokens, repeats, None if rows is None else names(rows), backend, not no_cache, every)
+    folder = out or (Path(f"benchmark-{datetime.date.today()}") if every else None)
     failed = False
-    for name in ALL if model is None else (model,):
+    for name in chosen:
         module = load(name, dtype, device, layers)
-        saves = saver.inside(f"{device_stem(next(module.parameters()).device)}-{name}") if every else saver
-        table = _bench(module, name, prompt_tokens, new_tokens, repeats, names(rows), backend, saves, not no_cache)
+        stem = f"{device_stem(next(module.parameters()).device)}-{Path(name).name}"
+        table = _bench(module, name, asked, Saver.inside(folder, stem) if folder else files)
         del module
         free()  # before the next is loaded
         failed |= any(row.error for row in table.rows)
@@ -64,37 +98,40 @@ def bench(
         raise typer.Exit(1)
 
 
-def _bench(
-    module: nn.Module,
-    name: str,
-    prompt_tokens: int | None,
-    new_tokens: int | None,
-    repeats: int,
-    rows: tuple[str, ...],
-    backend: str,
-    saver: Saver,
-    proof_cache: bool,
-) -> Table:
+def _check(models: tuple[str, ...], files: Saver, several: bool) -> None:
+    if not models:
+        raise InputError("bench needs a model or --all", todo="trilithon bench llama-3.2-1b")
+    if several and files.files:
+        raise InputError(
+            "--json, --markdown and --png are the files of one model",
+            why="a folder was asked for, or several models",
+            todo="give --out DIR instead, which gets all of them",
+        )
+
+
+def _bench(module: nn.Module, name: str, asked: _Asked, saver: Saver) -> Table:
     """Measure, print and save one model."""
     from rich.console import Console
 
+    from trilithon.bench.candidates import ROWS, runnable
     from trilithon.bench.measure import CPU_JOB, GPU_JOB, measure_model, random_ids
 
-    job = GPU_JOB if next(module.parameters()).is_cuda else CPU_JOB
+    device = next(module.parameters()).device
+    job = GPU_JOB if device.type == "cuda" else CPU_JOB
     table = measure_model(
         module,
         name,
-        random_ids(module, prompt_tokens or job[0]),
-        new_tokens or job[1],
-        repeats=repeats,
-        rows=rows,
-        backend=backend,
-        proof_cache=proof_cache,
+        random_ids(module, asked.prompt_tokens or job[0]),
+        asked.new_tokens or job[1],
+        repeats=asked.repeats,
+        rows=(runnable(device) if asked.every else ROWS) if asked.rows is None else asked.rows,
+        backend=asked.backend,
+        proof_cache=asked.proof_cache,
         command=shlex.join(["trilithon", *map(short, sys.argv[1:])]),
         after_row=saver.after_row,
     )
     Console().print(table.to_rich())
-    for path in saver.finish(table):
+    for path in saver.files:
         print(f"saved {path}")
     return table
 
