@@ -19,6 +19,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from runtime.plain_decoder import PlainDecoder
 from trilithon import Compiled, cli, compiler
 from trilithon.bench import candidates, demo
+from trilithon.bench.sweep_table import Sweep
 from trilithon.bench.table import Table
 from trilithon.capture import hf, presets
 from trilithon.report.report import Report
@@ -82,7 +83,7 @@ def compile_once() -> Callable[..., Any]:
 
     def compile_once(model: Any, example: Any = None, *, max_tokens: int = 0, backend: str = "auto", **others: Any) -> Any:
         compile_once.max_tokens = max_tokens  # type: ignore[attr-defined]
-        key = (example is None, backend)
+        key = (example is None, backend, others["options"].max_batch if "options" in others else 1)
         if key not in made:
             made[key] = real(model, example, max_tokens=CAPACITY, backend=backend, **others)
         return made[key]
@@ -173,6 +174,8 @@ def test_explain_compares_two_reports(run, config_folder, tmp_path):
         (("bench", "--device", "cpu"), ("a model or --all",)),
         (("bench", "--all", "--json", "a.json"), ("the files of one model", "give --out DIR")),
         (("bench", "gpt2", "minilm", "--png", "a.png"), ("the files of one model", "give --out DIR")),
+        (("bench", "gpt2", "--sweep", "--all"), ("--sweep was given with --all", "--contexts gives the sizes")),
+        (("bench", "gpt2", "--sweep", "--contexts", "2k,many"), ("cannot read the sizes '2k,many'", "2k,8k,32k")),
         (("bench", "minilm", "--device", "cpu"), ("cannot measure generation with BertModel", "byte-llama")),
     ],
     ids=lambda value: " ".join(value) if value and value[0] in ("explain", "generate", "bench") else "",
@@ -323,6 +326,24 @@ def test_bench_all_measures_what_can_run(run, tiny_presets, tmp_path, monkeypatc
     assert {path.stem for path in made.iterdir()} == {"cpu-gpt2", "cpu-qwen3-0.6b"}
     names = [row.name for row in Table.from_json((made / "cpu-gpt2.json").read_text()).rows]
     assert names == ["PyTorch, no cache", "HF dynamic cache"]
+
+
+def test_bench_sweep(run, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("--batches", "2,1", "--contexts", "16,8,1k", "--new-tokens", "3", "--repeats", "1", "--device", "cpu")
+    ran = run("bench", folder, "--sweep", *words)
+    assert ran.code == 0, ran.err
+    (made,) = tmp_path.iterdir()
+    stem = f"cpu-{folder.name}-sweep"
+    assert {path.name for path in made.iterdir()} == {f"{stem}.json", f"{stem}.md", f"{stem}.png"}
+    sweep = Sweep.from_json((made / f"{stem}.json").read_text())
+    assert [(t.batch, t.prompt_tokens) for t in sweep.tables] == [(1, 5), (1, 13), (1, 1021), (2, 5), (2, 13), (2, 1021)]
+    assert [bool(t.rows[0].error) for t in sweep.tables] == [False, False, True] * 2
+    assert "1 x 1k" in ran.out
+    assert "batch 2, context 16: Trilithon static cache: build" in ran.err
+    words = ("--batches", "1", "--contexts", "1k", "--new-tokens", "2", "--repeats", "1", "--device", "cpu")
+    assert run("bench", folder, "--sweep", *words, "--json", tmp_path / "one.json").code == 1  # nothing was measured
+    assert (tmp_path / "one.json").exists()
 
 
 def test_a_prompt_without_a_tokenizer(run, config_folder):

@@ -214,7 +214,7 @@ class _Contest:
         compiled = (self.compiled if backend == self.backend else None) or compile_model(
             self.model, max_tokens=prompt + self.new_tokens, backend=backend, options=options
         )
-        return lambda new_tokens: compiled.generate(self.ids, max_new_tokens=new_tokens, eos_token_id=None)
+        return run_compiled(compiled, self.ids)
 
     def _on_tensorrt(self, row: str) -> Run:
         if not self.ids.is_cuda:
@@ -258,6 +258,11 @@ class _Contest:
             return ids
 
         return run
+
+
+def run_compiled(compiled: Compiled, ids: Tensor) -> Run:
+    """Generation by our program; random ids may be those of padding, which here they are not."""
+    return lambda new_tokens: compiled.generate(ids, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=None)
 
 
 def _last_only(model: nn.Module) -> dict[str, int]:

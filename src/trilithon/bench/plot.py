@@ -59,7 +59,7 @@ def _draw_bars(axes: Axes, table: Table) -> None:
     axes.set_yticks(range(len(medians)), ["\n".join(textwrap.wrap(row.name, 30)) for row in table.rows])
     axes.invert_yaxis()
     longest = max([table.floor.seconds] + [row.timing.maximum for row in table.rows if row.timing])
-    axes.set_xlim(0, longest * 1.35)  # room for the labels
+    axes.set_xlim(0, longest * 1.45)  # room for the labels
 
 
 def _label(row: Row, baseline: bool) -> str:

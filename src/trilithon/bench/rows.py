@@ -92,6 +92,7 @@ def run_rows(
     *,
     console: Console | None = None,
     after_row: Callable[[Table], None] | None = None,
+    release: Callable[[], None] | None = None,
 ) -> Table:
     """Build, check and time each candidate in turn; the first is the baseline.
 
@@ -102,6 +103,7 @@ def run_rows(
     Args:
         console: where the progress bar is drawn; None = standard error. It is redrawn only between timed runs.
         after_row: called after each row with the table so far, so that an interrupted run keeps what it measured.
+        release: frees what a candidate held; None = `free`.
 
     Raises:
         InputError: there is no candidate.
@@ -122,7 +124,7 @@ def run_rows(
             row = replace(row, total_seconds=time.perf_counter() - start)
             table = replace(table, rows=(*table.rows, row))
             del result
-            free()
+            (release or free)()
             if after_row is not None:
                 after_row(table)
     return table
@@ -267,9 +269,9 @@ def _compare(tokens: Tensor, baseline: Tensor) -> tuple[bool, str]:
     return False, f"tokens differ from the baseline's from new token {first} of {len(differs)} on"
 
 
-def free() -> None:
-    """Give back the memory of what nobody holds any more."""
-    if "torch._dynamo" in sys.modules:
+def free(keep_compiled: bool = False) -> None:
+    """Give back the memory of what nobody holds any more, and of what torch compiled unless that is kept."""
+    if not keep_compiled and "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # drops compiled programs and the memory pools of their CUDA graphs
     gc.collect()
     if torch.cuda.is_initialized():

@@ -1,4 +1,4 @@
-"""Keep the table of a benchmark on disk while it grows."""
+"""Keep the table of a benchmark, or the tables of a sweep, on disk while they grow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from trilithon.bench.plot import save_plot
+from trilithon.bench.sweep_plot import save_sweep_plot
+from trilithon.bench.sweep_table import Sweep
 from trilithon.bench.table import Table
 
 
@@ -26,16 +28,16 @@ class Saver:
     markdown: Path | None = None
     png: Path | None = None
 
-    def after_row(self, table: Table) -> None:
+    def after_row(self, table: Table | Sweep) -> None:
         """Save the table so far, and where stdout is no terminal say on stderr what its last row took."""
         if self.json is not None:
             write_whole(self.json, table.to_json())
         if self.markdown is not None:
             write_whole(self.markdown, table.to_markdown())
         if self.png is not None:
-            save_plot(table, self.png)
+            save_plot(table, self.png) if isinstance(table, Table) else save_sweep_plot(table, self.png)
         if not sys.stdout.isatty():
-            print(table.rows[-1].summary(), file=sys.stderr, flush=True)
+            print(table.summary(), file=sys.stderr, flush=True)
 
     @property
     def files(self) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -128,6 +128,10 @@ class Table:
         data["rows"] = tuple(Row(**row | {"timing": _timing(row["timing"])}) for row in data["rows"])
         return cls(**data)
 
+    def summary(self) -> str:
+        """One line on the row that was measured last."""
+        return self.rows[-1].summary()
+
     def title(self) -> str:
         """One line: model, dtype and job."""
         prompts = f"{self.batch} x " if self.batch > 1 else ""
@@ -155,11 +159,10 @@ class Table:
 
     def to_markdown(self) -> str:
         """A Markdown table with its title and footing."""
-        body = [_CELLS, ["---"] + ["---:"] * (len(_CELLS) - 1)] + [_cells(row) for row in self.rows]
-        table = ["| " + " | ".join(_one_line(cell) for cell in line) + " |" for line in body]
+        table = markdown_table(_CELLS, [_cells(row) for row in self.rows])
         remarks = [f"- {remark}" for remark in self.remarks()]
         footing = [*self.footing()[:-1], f"`{self.command}`"] if self.command else list(self.footing())
-        blocks = [f"**{self.title()}**", "\n".join(table), "\n".join(remarks), "  \n".join(footing)]
+        blocks = [f"**{self.title()}**", table, "\n".join(remarks), "  \n".join(footing)]
         return "\n\n".join(block for block in blocks if block) + "\n"
 
     def to_rich(self) -> RichTable:
@@ -199,9 +202,9 @@ def _cells(row: Row) -> list[str]:
         show_seconds(row.timing.median),
         show_seconds(row.timing.minimum),
         show_seconds(row.timing.maximum),
-        _times(row.ratio_to_baseline),
+        show_times(row.ratio_to_baseline),
         "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.1f}",
-        _times(row.ratio_to_floor),
+        show_times(row.ratio_to_floor),
         *_token_cells(row),
         *_peak_cells(row),
         same,
@@ -219,11 +222,11 @@ def _token_cells(row: Row) -> list[str]:
     first, further = (
         "" if seconds is None else show_seconds(seconds) for seconds in (row.first_token_seconds, row.seconds_per_token)
     )
-    return [first, _times(row.first_token_ratio_to_floor), further, _times(row.token_ratio_to_floor)]
+    return [first, show_times(row.first_token_ratio_to_floor), further, show_times(row.token_ratio_to_floor)]
 
 
 def _peak_cells(row: Row) -> list[str]:
-    return ["" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB", _times(row.peak_ratio_to_size)]
+    return ["" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB", show_times(row.peak_ratio_to_size)]
 
 
 def show_bytes(number: int) -> str:
@@ -237,7 +240,13 @@ def show_seconds(seconds: float) -> str:
     return f"{number:.0f} {unit}" if number >= 99.95 else f"{number:#.3g} {unit}"
 
 
-def _times(ratio: float | None) -> str:
+def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, numbers aligned to the right; the column without a heading holds names."""
+    body = [headings, ["---:" if heading else "---" for heading in headings], *lines]
+    return "\n".join("| " + " | ".join(_one_line(cell) for cell in line) + " |" for line in body)
+
+
+def show_times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
 

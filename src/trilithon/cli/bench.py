@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trilithon.bench.save import Saver
+    from trilithon.bench.sweep_table import Sweep
     from trilithon.bench.table import Table
 
 PRESETS = ("qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b")  # what `bench --all` measures without a model
@@ -46,6 +48,14 @@ Markdown = Annotated[Path | None, typer.Option(help="Save it as Markdown too.")]
 Png = Annotated[Path | None, typer.Option(help="Save it as a chart too.")]
 
 
+SweepOption = Annotated[
+    bool,
+    typer.Option("--sweep", help="How the cost of a token grows: the row static (or of --rows static,hf-static) in all sizes."),
+]
+Batches = Annotated[str, typer.Option(help="Prompts at a time, for --sweep.")]
+Contexts = Annotated[str, typer.Option(help="Tokens of each prompt, new ones included, for --sweep.")]
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What to measure of each model; None = the default there."""
@@ -57,6 +67,8 @@ class _Asked:
     backend: str
     proof_cache: bool
     every: bool
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
 
 
 @app.command()
@@ -75,6 +87,9 @@ def bench(
     json: Json = None,
     markdown: Markdown = None,
     png: Png = None,
+    sweep: SweepOption = False,
+    batches: Batches = "1,8,32",
+    contexts: Contexts = "2k,8k,32k",
     no_cache: NoCache = False,
 ) -> None:
     """Measure one greedy generation: PyTorch, Hugging Face's caches, Trilithon, and the floor of this machine."""
@@ -83,36 +98,73 @@ def bench(
 
     chosen = tuple(models or (PRESETS if every else ()))
     files = Saver(json, markdown, png)
-    _check(chosen, files, several=every or out is not None or len(chosen) > 1)
-    asked = _Asked(prompt_tokens, new_tokens, repeats, None if rows is None else names(rows), backend, not no_cache, every)
-    folder = out or (Path(f"benchmark-{datetime.date.today()}") if every else None)
+    _check(chosen, files, out is not None, every, sweep, prompt_tokens)
+    kept = None if rows is None else names(rows)
+    sizes = (_sizes(batches), _sizes(contexts))
+    asked = _Asked(prompt_tokens, new_tokens, repeats, kept, backend, not no_cache, every, *sizes)
+    folder = out or (_dated() if every or (sweep and not files.files) else None)
     failed = False
     for name in chosen:
         module = load(name, dtype, device, layers)
-        stem = f"{device_stem(next(module.parameters()).device)}-{Path(name).name}"
-        table = _bench(module, name, asked, Saver.inside(folder, stem) if folder else files)
+        stem = f"{device_stem(next(module.parameters()).device)}-{Path(name).name}{'-sweep' if sweep else ''}"
+        measure = _sweep if sweep else _bench
+        failed |= not measure(module, name, asked, Saver.inside(folder, stem) if folder else files)
         del module
         free()  # before the next is loaded
-        failed |= any(row.error for row in table.rows)
     if failed:
         raise typer.Exit(1)
 
 
-def _check(models: tuple[str, ...], files: Saver, several: bool) -> None:
+def _check(models: tuple[str, ...], files: Saver, out: bool, every: bool, sweep: bool, prompt_tokens: int | None) -> None:
     if not models:
         raise InputError("bench needs a model or --all", todo="trilithon bench llama-3.2-1b")
-    if several and files.files:
+    if files.files and (every or out or len(models) > 1):
         raise InputError(
             "--json, --markdown and --png are the files of one model",
             why="a folder was asked for, or several models",
             todo="give --out DIR instead, which gets all of them",
         )
+    if sweep and (every or prompt_tokens is not None):
+        raise InputError("--sweep was given with --all or --prompt-tokens", todo="leave these out; --contexts gives the sizes")
 
 
-def _bench(module: nn.Module, name: str, asked: _Asked, saver: Saver) -> Table:
-    """Measure, print and save one model."""
-    from rich.console import Console
+def _dated() -> Path:
+    return Path(f"benchmark-{datetime.date.today()}")
 
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Numbers joined by commas; a k behind one stands for 1024."""
+    found = [re.fullmatch(r"(\d+)(k?)", name.lower()) for name in names(text)]
+    if not found or None in found:
+        raise InputError(f"cannot read the sizes {text!r}", todo="join whole numbers by commas, such as 1,8,32 or 2k,8k,32k")
+    return tuple(int(match[1]) * (1024 if match[2] else 1) for match in found if match)
+
+
+def _sweep(module: nn.Module, name: str, asked: _Asked, saver: Saver) -> bool:
+    """Measure, print and save one model in all sizes; False if none of them could be measured."""
+    from trilithon.bench.measure import CPU_JOB, GPU_JOB
+    from trilithon.bench.sweep import SWEPT, measure_sweep
+
+    job = GPU_JOB if next(module.parameters()).is_cuda else CPU_JOB
+    sweep = measure_sweep(
+        module,
+        name,
+        asked.new_tokens or job[1],
+        batches=asked.batches,
+        contexts=asked.contexts,
+        rows=asked.rows or SWEPT[:1],
+        repeats=asked.repeats,
+        backend=asked.backend,
+        proof_cache=asked.proof_cache,
+        command=_command(),
+        after_row=saver.after_row,
+    )
+    _print(sweep, saver)
+    return any(row.timing for table in sweep.tables for row in table.rows)
+
+
+def _bench(module: nn.Module, name: str, asked: _Asked, saver: Saver) -> bool:
+    """Measure, print and save one model; False if a row failed."""
     from trilithon.bench.candidates import ROWS, runnable
     from trilithon.bench.measure import CPU_JOB, GPU_JOB, measure_model, random_ids
 
@@ -127,13 +179,23 @@ def _bench(module: nn.Module, name: str, asked: _Asked, saver: Saver) -> Table:
         rows=(runnable(device) if asked.every else ROWS) if asked.rows is None else asked.rows,
         backend=asked.backend,
         proof_cache=asked.proof_cache,
-        command=shlex.join(["trilithon", *map(short, sys.argv[1:])]),
+        command=_command(),
         after_row=saver.after_row,
     )
-    Console().print(table.to_rich())
+    _print(table, saver)
+    return not any(row.error for row in table.rows)
+
+
+def _command() -> str:
+    return shlex.join(["trilithon", *map(short, sys.argv[1:])])
+
+
+def _print(measured: Table | Sweep, saver: Saver) -> None:
+    from rich.console import Console
+
+    Console().print(measured.to_rich())
     for path in saver.files:
         print(f"saved {path}")
-    return table
 
 
 @app.command()
