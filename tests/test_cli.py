@@ -18,7 +18,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from runtime.plain_decoder import PlainDecoder
 from trilithon import Compiled, cli, compiler
-from trilithon.bench import demo
+from trilithon.bench import candidates, demo
+from trilithon.bench.sweep_table import Sweep
 from trilithon.bench.table import Table
 from trilithon.capture import hf, presets
 from trilithon.report.report import Report
@@ -82,7 +83,7 @@ def compile_once() -> Callable[..., Any]:
 
     def compile_once(model: Any, example: Any = None, *, max_tokens: int = 0, backend: str = "auto", **others: Any) -> Any:
         compile_once.max_tokens = max_tokens  # type: ignore[attr-defined]
-        key = (example is None, backend)
+        key = (example is None, backend, others["options"].max_batch if "options" in others else 1)
         if key not in made:
             made[key] = real(model, example, max_tokens=CAPACITY, backend=backend, **others)
         return made[key]
@@ -171,7 +172,10 @@ def test_explain_compares_two_reports(run, config_folder, tmp_path):
         (("generate", "gpt2", "--prompt-tokens", "4", "--dtype", "int8"), ("unknown dtype 'int8'", "float16")),
         (("generate", "gpt2", "--prompt-tokens", "4", "--cache-dtype", "int4"), ("cache_dtype='int4'", "int8, fp8")),
         (("bench", "--device", "cpu"), ("a model or --all",)),
-        (("bench", "gpt2", "--all"), ("a model or --all",)),
+        (("bench", "--all", "--json", "a.json"), ("the files of one model", "give --out DIR")),
+        (("bench", "gpt2", "minilm", "--png", "a.png"), ("the files of one model", "give --out DIR")),
+        (("bench", "gpt2", "--sweep", "--all"), ("--sweep was given with --all", "--contexts gives the sizes")),
+        (("bench", "gpt2", "--sweep", "--contexts", "2k,many"), ("cannot read the sizes '2k,many'", "2k,8k,32k")),
         (("bench", "minilm", "--device", "cpu"), ("cannot measure generation with BertModel", "byte-llama")),
     ],
     ids=lambda value: " ".join(value) if value and value[0] in ("explain", "generate", "bench") else "",
@@ -277,23 +281,69 @@ def test_bench_measures_all_rows(run, folder, tmp_path):
     assert [row.error for row in table.rows] == [""] * 6
     assert [row.tokens_equal_baseline for row in table.rows] == [None] + [True] * 5
     assert all(row.timing is not None and len(row.timing.seconds) == 2 for row in table.rows)
+    assert all(row.first_token_seconds is not None and row.seconds_per_token is not None for row in table.rows)
+    weights = sum(p.numel() for p in hf.load_model(str(folder)).parameters())
+    assert table.weight_bytes == 4 * weights and table.cache_bytes is not None
     assert table.command.startswith("trilithon bench ")
     assert {"torch", "trilithon", "transformers"} <= set(table.versions)
     assert chart.read_bytes().startswith(b"\x89PNG")
-    assert "Trilithon static cache" in ran.out
+    assert "Trilithon static" in ran.out
     assert text.read_text() == table.to_markdown()
     assert [line.partition(":")[0] for line in ran.err.splitlines() if " in all; median " in line] == names
 
 
-def test_bench_all_saves_each_preset(run, folder, tmp_path, monkeypatch):
+@pytest.fixture
+def tiny_presets(folder, monkeypatch):
     real = hf.load_model
     monkeypatch.setattr(hf, "load_model", lambda name, **options: real(str(folder), device=options["device"]))
+
+
+def test_bench_all_saves_each_preset(run, tiny_presets, tmp_path):
     words = ("--prompt-tokens", "4", "--new-tokens", "2", "--repeats", "1", "--device", "cpu", "--rows", "pytorch")
-    ran = run("bench", "--all", *words, "--json", tmp_path)
+    ran = run("bench", "--all", *words, "--out", tmp_path)
     assert ran.code == 0, ran.err
-    saved = {path.name: Table.from_json(path.read_text()).model for path in tmp_path.iterdir()}
-    assert saved == {f"cpu-{name}.json": name for name in cli.ALL}
-    assert set(cli.ALL) <= set(hf.PRESETS)
+    saved = {path.name: Table.from_json(path.read_text()).model for path in tmp_path.glob("*.json")}
+    assert saved == {f"cpu-{name}.json": name for name in cli.PRESETS}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".png"}
+    assert set(cli.PRESETS) <= set(hf.PRESETS)
+
+
+def test_bench_all_measures_what_can_run(run, tiny_presets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def runnable(device):
+        asked.append(device)
+        return ("pytorch", "hf-dynamic")
+
+    monkeypatch.setattr(candidates, "runnable", runnable)
+    words = ("--prompt-tokens", "4", "--new-tokens", "2", "--repeats", "1", "--device", "cpu")
+    ran = run("bench", "gpt2", "qwen3-0.6b", "--all", *words)
+    assert ran.code == 0, ran.err
+    assert asked == [torch.device("cpu")] * 2
+    (made,) = tmp_path.iterdir()
+    assert re.fullmatch(r"benchmark-\d{4}-\d\d-\d\d", made.name)
+    assert {path.stem for path in made.iterdir()} == {"cpu-gpt2", "cpu-qwen3-0.6b"}
+    names = [row.name for row in Table.from_json((made / "cpu-gpt2.json").read_text()).rows]
+    assert names == ["PyTorch, no cache", "HF dynamic cache"]
+
+
+def test_bench_sweep(run, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("--batches", "2,1", "--contexts", "16,8,1k", "--new-tokens", "3", "--repeats", "1", "--device", "cpu")
+    ran = run("bench", folder, "--sweep", *words)
+    assert ran.code == 0, ran.err
+    (made,) = tmp_path.iterdir()
+    stem = f"cpu-{folder.name}-sweep"
+    assert {path.name for path in made.iterdir()} == {f"{stem}.json", f"{stem}.md", f"{stem}.png"}
+    sweep = Sweep.from_json((made / f"{stem}.json").read_text())
+    assert [(t.batch, t.prompt_tokens) for t in sweep.tables] == [(1, 5), (1, 13), (1, 1021), (2, 5), (2, 13), (2, 1021)]
+    assert [bool(t.rows[0].error) for t in sweep.tables] == [False, False, True] * 2
+    assert "1 x 1k" in ran.out
+    assert "batch 2, context 16: Trilithon static cache: build" in ran.err
+    words = ("--batches", "1", "--contexts", "1k", "--new-tokens", "2", "--repeats", "1", "--device", "cpu")
+    assert run("bench", folder, "--sweep", *words, "--json", tmp_path / "one.json").code == 1  # nothing was measured
+    assert (tmp_path / "one.json").exists()
 
 
 def test_a_prompt_without_a_tokenizer(run, config_folder):

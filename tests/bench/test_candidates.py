@@ -5,10 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers.integrations import flex_attention
 
-from trilithon.bench.candidates import ROWS, candidates, decoder_size
+from trilithon.bench import torch_tensorrt_row
+from trilithon.bench.candidates import (
+    EVERYWHERE,
+    ROWS,
+    TENSORRT_ROWS,
+    TORCH_TENSORRT_ROWS,
+    candidates,
+    decoder_size,
+    runnable,
+)
 from trilithon.capture import hf
-from trilithon.errors import InputError
+from trilithon.errors import CannotLower, InputError
+from trilithon.lower.tensorrt import library
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-0.5b", "qwen3-0.6b", "llama-3.2-1b", "gpt2", "mistral-7b"])
@@ -27,6 +38,61 @@ def test_rows_are_named_after_the_mask():
     names = [c.name for c in candidates(model, torch.zeros(1, 4, dtype=torch.int64), 2)]
     assert "Trilithon window(4096), no cache" in names
     assert len(names) == len(ROWS)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore:_compile flag on create_block_mask")
+def test_the_flex_row_generates_with_the_same_weights_by_flex_attention(monkeypatch):
+    calls = []
+
+    def attend(query, key, value, training=False, **arguments):  # as it is, uncompiled: compiling takes long
+        calls.append(arguments["block_mask"])
+        return flex_attention.flex_attention(query, key, value, **arguments)
+
+    monkeypatch.setattr(flex_attention, "compile_friendly_flex_attention", attend)
+    model = hf.load_model("byte-llama")
+    ids = torch.arange(6)[None]
+    before = model.generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    (candidate,) = candidates(model, ids, 3, rows=("hf-flex",))
+    run = candidate.make()
+    assert torch.equal(run(3), before)
+    assert len(calls) == 3 * model.config.num_hidden_layers
+    assert run(1).shape == (1, 7)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_copy_shares_the_weights_and_no_traces_of_generation():
+    model = hf.load_model("byte-llama")
+    model.generate(torch.arange(6)[None], max_new_tokens=3, do_sample=False, cache_implementation="static")
+    assert model._previous_max_cache_length == 8
+    made = hf.sharing_weights(model)
+    assert [p.data_ptr() for p in made.parameters()] == [p.data_ptr() for p in model.parameters()]
+    assert not hasattr(made, "_previous_max_cache_length")
+    assert made.config is not model.config and made.model.layers[0] is not model.model.layers[0]
+
+
+def test_a_model_with_its_own_attention_has_no_flex_row():
+    model = hf.load_model("byte-llama")
+    model._can_set_attn_implementation = lambda: False
+    with pytest.raises(InputError, match="LlamaForCausalLM with its own attention"):
+        hf.sharing_weights(model, attention="flex_attention")
+
+
+@pytest.mark.parametrize("tensorrt", [False, True])
+@pytest.mark.parametrize("torch_tensorrt", [False, True])
+def test_runnable_rows_are_those_of_installed_packages(monkeypatch, tensorrt, torch_tensorrt):
+    def package(installed):
+        def found(*device):
+            if not installed:
+                raise CannotLower("it is not installed")
+
+        return found
+
+    monkeypatch.setattr(library, "library", package(tensorrt))
+    monkeypatch.setattr(torch_tensorrt_row, "library", package(torch_tensorrt))
+    rows = runnable(torch.device("cuda"))
+    assert set(rows) == {*EVERYWHERE, *(TENSORRT_ROWS if tensorrt else ()), *(TORCH_TENSORRT_ROWS if torch_tensorrt else ())}
+    assert runnable(torch.device("cpu")) == EVERYWHERE
+    assert "hf-flex" in EVERYWHERE and set(ROWS) <= set(EVERYWHERE)
 
 
 def test_only_a_causal_language_model_can_be_measured():

@@ -9,6 +9,7 @@ import re
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from trilithon.bench.plot import save_plot
 from trilithon.bench.roofline import DecoderSize, Job, Machine, floor_of
-from trilithon.bench.rows import Bench, Candidate, run_rows
+from trilithon.bench.rows import Bench, Candidate, Run, run_rows
 from trilithon.bench.save import Saver
 from trilithon.bench.table import Table, show_seconds
 from trilithon.errors import CannotLower, InputError
@@ -36,16 +37,18 @@ BENCH = Bench(
 )
 
 
-def job(seconds: float = 0.0, ids: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)) -> Callable[[], Callable[[], Tensor]]:
-    def run() -> Tensor:
-        time.sleep(seconds)
-        return torch.tensor([ids])
+def job(seconds: float = 0.0, ids: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)) -> Callable[[], Run]:
+    """Half of its time goes to the prompt, the other to the tokens behind the first."""
+
+    def run(new_tokens: int) -> Tensor:
+        time.sleep(seconds / 2 + seconds / 2 * (new_tokens - 1) / 3)
+        return torch.tensor([ids[: 3 + new_tokens]])
 
     return lambda: run
 
 
-def fails(error: Exception) -> Callable[[], Callable[[], Tensor]]:
-    def make() -> Callable[[], Tensor]:
+def fails(error: Exception) -> Callable[[], Run]:
+    def make() -> Run:
         raise error
 
     return make
@@ -75,6 +78,35 @@ def test_ratios_are_to_the_first_row_and_to_the_floor(table: Table) -> None:
     assert fast.build_seconds is not None and fast.first_run_seconds is not None and fast.first_run_seconds >= 0.01
 
 
+def test_the_first_token_and_the_others_are_measured_apart(table: Table) -> None:
+    slow = table.rows[0]
+    floor = floor_of(BENCH.job, BENCH.machine)
+    assert slow.timing is not None and slow.first_token_seconds is not None and slow.seconds_per_token is not None
+    assert 0.02 <= slow.first_token_seconds < 0.03
+    assert slow.seconds_per_token == (slow.timing.median - slow.first_token_seconds) / 3 > 0.004
+    assert slow.first_token_ratio_to_floor == slow.first_token_seconds / floor.prefill_seconds
+    assert slow.token_ratio_to_floor == pytest.approx(slow.seconds_per_token / (floor.decode_seconds / 3))
+
+
+def test_a_job_of_one_token_has_no_time_per_token() -> None:
+    bench = replace(BENCH, job=replace(BENCH.job, new_tokens=1))
+    (row,) = run_rows([Candidate(name="one", make=job(ids=(1, 2, 3, 4)))], bench, console=Console(file=io.StringIO())).rows
+    assert row.timing is not None and row.first_token_seconds == row.timing.median
+    assert row.seconds_per_token is None and row.token_ratio_to_floor is None
+
+
+def test_a_failure_with_one_token_keeps_the_whole_job() -> None:
+    def run(new_tokens: int) -> Tensor:
+        if new_tokens == 1:
+            raise ValueError("needs two tokens")
+        return torch.arange(7)[None]
+
+    (row,) = run_rows([Candidate(name="one", make=lambda: run, note="a note")], BENCH, console=Console(file=io.StringIO())).rows
+    assert row.timing is not None and not row.error
+    assert row.first_token_seconds is None and row.seconds_per_token is None
+    assert row.note == "a note; the first token alone was not measured: ValueError: needs two tokens"
+
+
 def test_tokens_are_compared_with_the_baselines(table: Table) -> None:
     assert table.rows[1].tokens_equal_baseline is True
     assert table.rows[2].tokens_equal_baseline is False
@@ -98,18 +130,18 @@ def test_a_candidate_is_freed_before_the_next_is_built() -> None:
     alive: list[weakref.ref[torch.nn.Module]] = []
     found: list[bool] = []
 
-    def make(fail: bool) -> Callable[[], Callable[[], Tensor]]:
-        def build() -> Callable[[], Tensor]:
+    def make(fail: bool) -> Callable[[], Run]:
+        def build() -> Run:
             found.extend(model() is not None for model in alive)
             model = torch.nn.Linear(2, 2)
             alive[:] = [weakref.ref(model)]
             cycle: list[object] = [model]
             cycle.append(cycle)  # as models and compiled programs have; only the collector frees it
 
-            def run() -> Tensor:
+            def run(new_tokens: int) -> Tensor:
                 if fail:
                     raise RuntimeError(f"{model} broke")
-                return torch.arange(7)[None]
+                return torch.arange(3 + new_tokens)[None]
 
             return run
 
@@ -131,15 +163,15 @@ def test_no_candidate_is_refused() -> None:
 def test_progress_names_the_candidate_and_its_stage() -> None:
     drawn = io.StringIO()
     run_rows([Candidate(name="one", make=job())], BENCH, console=Console(file=drawn, force_terminal=True, width=100))
-    for stage in ("one: building", "one: first run", "one: timing", "5/5"):
+    for stage in ("one: building", "one: first run", "one: timing", "one: first token", "6/6"):
         assert stage in drawn.getvalue()
 
 
 def test_an_interrupted_run_keeps_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted() -> Callable[[], Tensor]:
+    def interrupted() -> Run:
         raise KeyboardInterrupt
 
-    saver = Saver(json=tmp_path / "new" / "t.json", markdown=tmp_path / "t.md")
+    saver = Saver(json=tmp_path / "new" / "t.json", markdown=tmp_path / "t.md", png=tmp_path / "t.png")
     rows = [
         Candidate(name="one", make=job(0.01)),
         Candidate(name="broken", make=fails(ValueError("no"))),
@@ -151,6 +183,7 @@ def test_an_interrupted_run_keeps_its_rows(tmp_path: Path, capsys: pytest.Captur
     assert one["build_seconds"] >= 0 and one["first_run_seconds"] >= 0.01 and one["total_seconds"] >= 4 * 0.01
     assert broken["error"] == "ValueError: no" and broken["total_seconds"] > 0
     assert (tmp_path / "t.md").read_text().startswith("**tiny, float32")
+    assert (tmp_path / "t.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list(tmp_path.rglob("*.part"))
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
@@ -159,8 +192,8 @@ def test_an_interrupted_run_keeps_its_rows(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_folder_of_tables() -> None:
-    saver = Saver(json=Path("results"), png=Path("charts")).inside("cpu-tiny-1.5b")
-    assert saver == Saver(json=Path("results/cpu-tiny-1.5b.json"), png=Path("charts/cpu-tiny-1.5b.png"))
+    saver = Saver.inside(Path("results"), "cpu-tiny-1.5b")
+    assert [str(path) for path in saver.files] == [f"results/cpu-tiny-1.5b.{suffix}" for suffix in ("json", "md", "png")]
 
 
 def test_json_reads_back(table: Table) -> None:
@@ -169,8 +202,24 @@ def test_json_reads_back(table: Table) -> None:
     written = json.loads(text)
     assert written["rows"][0]["timing"]["median"] == table.rows[0].timing.median
     assert written["versions"] == {"torch": "9", "transformers": "8"} and written["date"]
+    for row in written["rows"]:
+        for field in ("first_token_seconds", "seconds_per_token", "first_token_ratio_to_floor", "token_ratio_to_floor"):
+            row.pop(field)
+    earlier = Table.from_json(json.dumps(written)).rows[0]  # as written before there were these fields
+    assert earlier.timing == table.rows[0].timing and earlier.seconds_per_token is None
     with pytest.raises(InputError, match="format 99"):
         Table.from_json(text.replace('"format": 1', '"format": 99'))
+
+
+PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("name", ["cpu-byte-llama", "h100-llama-3.2-1b-tensorrt", "h200-llama-3.2-1b-step", "h200-qwen3-0.6b"])
+def test_published_tables_can_be_read_and_shown(name: str) -> None:
+    table = Table.from_json((PUBLISHED / f"{name}.json").read_text())
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table.to_rich())
+    assert table.title() in table.to_markdown() and "TB/s" in console.file.getvalue()
 
 
 def test_markdown(table: Table) -> None:
@@ -184,6 +233,11 @@ def test_markdown(table: Table) -> None:
     assert "- refused: no backend because it is missing install it" in lines
     assert "a test: copy 0.001 TB/s, matmul 0.001 TFLOP/s, both measured  " in lines
     assert lines[-1] == "`trilithon bench tiny`"
+    assert "| first token | vs floor | per token | vs floor |" in rows[0]
+    slow = table.rows[0]
+    assert slow.first_token_seconds is not None and slow.seconds_per_token is not None
+    assert f"| {show_seconds(slow.first_token_seconds)} | {slow.first_token_ratio_to_floor:.2f}x |" in rows[2]
+    assert f"| {show_seconds(slow.seconds_per_token)} | {slow.token_ratio_to_floor:.2f}x |" in rows[2]
 
 
 def test_seconds_are_shown_with_three_digits() -> None:
@@ -206,6 +260,11 @@ def test_terminal_table_shows_every_row_and_takes_brackets_literally(table: Tabl
     for row in table.rows:
         assert row.name in drawn
     assert "out of [memory]" in drawn and "floor of the job" in drawn
+    assert max(map(len, drawn.splitlines())) <= 80
+    first, per_token = table.rows[0].first_token_seconds, table.rows[0].seconds_per_token
+    assert first is not None and per_token is not None
+    (line,) = (line for line in drawn.splitlines() if show_seconds(first) in line)
+    assert show_seconds(per_token) in line and "slow" not in line
 
 
 def test_plot_is_a_png(table: Table, tmp_path: object) -> None:

@@ -1,6 +1,6 @@
 """The rows of `trilithon bench`: the same greedy generation by PyTorch, by Hugging Face's caches and by Trilithon.
 
-Every row starts from the same model object and makes exactly `new_tokens` tokens; no token ends a generation. The rows
+Every row starts from the same model object and makes exactly as many tokens as it is told; no token ends a generation. The rows
 without a cache run the whole sequence again for each new token, and compute the logits of its last token only, where
 the model has an argument for that. The row that keeps the mask differs from the next one in the mask alone: both are
 exported, run on the same backend, and compiled by Inductor where the other is.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from trilithon.bench import torch_tensorrt_row
 from trilithon.bench.roofline import DecoderSize
-from trilithon.bench.rows import Candidate
+from trilithon.bench.rows import Candidate, Run
 from trilithon.capture import hf
 from trilithon.compiled import Compiled
 from trilithon.errors import InputError, TrilithonError
@@ -41,7 +41,8 @@ TORCH_TENSORRT_ROWS: dict[str, tuple[str, str, dict[str, bool]]] = {  # name, no
         {"attn_bias_is_causal": False},
     ),
 }
-KNOWN = (*ROWS, *TENSORRT_ROWS, *TORCH_TENSORRT_ROWS)
+EVERYWHERE = ("pytorch", "hf-dynamic", "hf-static", "hf-flex", "kept", "causal", "static")  # need no other package
+KNOWN = (*EVERYWHERE, *TENSORRT_ROWS, *TORCH_TENSORRT_ROWS)
 LogitsOf = Callable[[Tensor], Tensor]  # ids [b s] -> logits [b, s or 1, v]
 
 
@@ -83,6 +84,26 @@ def candidates(
     return [contest.candidate(row) for row in KNOWN if row in rows]
 
 
+def runnable(device: torch.device) -> tuple[str, ...]:
+    """The rows among `KNOWN` that can run on `device` with what is installed."""
+    rows: tuple[str, ...] = EVERYWHERE
+    if device.type != "cuda":
+        return rows
+    from trilithon.lower.tensorrt.library import library
+
+    try:
+        library()
+        rows += TENSORRT_ROWS
+    except TrilithonError:
+        pass
+    try:
+        torch_tensorrt_row.library(device)
+        rows += tuple(TORCH_TENSORRT_ROWS)
+    except TrilithonError:
+        pass
+    return rows
+
+
 def decoder_size(model: nn.Module) -> DecoderSize:
     """The sizes of a Hugging Face dense decoder that the floor of a job depends on."""
     config: Any = model.config
@@ -116,10 +137,15 @@ class _Contest:
     def candidate(self, row: str) -> Candidate:
         window = getattr(self.model.config, "sliding_window", None)
         form = f"window({window})" if window else "causal"
-        names: dict[str, tuple[str, Callable[[], Callable[[], Tensor]], str]] = {
+        names: dict[str, tuple[str, Callable[[], Run], str]] = {
             "pytorch": ("PyTorch, no cache", self._pytorch, "eager, SDPA attention"),
-            "hf-dynamic": ("HF dynamic cache", lambda: self._hugging_face(None), ""),
-            "hf-static": ("HF static cache", lambda: self._hugging_face("static"), "compiled by HF itself on a GPU"),
+            "hf-dynamic": ("HF dynamic cache", lambda: self._hugging_face(self.model, None), ""),
+            "hf-static": (
+                "HF static cache",
+                lambda: self._hugging_face(self.model, "static"),
+                "compiled by HF itself on a GPU",
+            ),
+            "hf-flex": ("HF FlexAttention, dynamic cache", self._flex, "attn_implementation='flex_attention'"),
             "kept": ("Trilithon mask kept, no cache", lambda: self._kept(self.backend), "exported, its mask a tensor"),
             "causal": (f"Trilithon {form}, no cache", lambda: self._causal(self._last_token), "the mask proved and rewritten"),
             "static": ("Trilithon static cache", lambda: self._static(self.backend), ""),
@@ -143,22 +169,24 @@ class _Contest:
         name, make, note = names[row]
         return Candidate(name=name, make=make, note=note, details=lambda: self.details.get(row, ""))
 
-    def _pytorch(self) -> Callable[[], Tensor]:
+    def _pytorch(self) -> Run:
         only_last = _last_only(self.model)
         return self._without_cache(lambda ids: self.model(input_ids=ids, use_cache=False, **only_last).logits)
 
-    def _hugging_face(self, cache: str | None) -> Callable[[], Tensor]:
+    def _flex(self) -> Run:
+        return self._hugging_face(hf.sharing_weights(self.model, attention="flex_attention"), None)
+
+    def _hugging_face(self, model: Any, cache: str | None) -> Run:
         arguments: dict[str, Any] = {
-            "max_new_tokens": self.new_tokens,
             "do_sample": False,
             "use_cache": True,
             "eos_token_id": None,  # a generation that ends early would do less work
             "attention_mask": torch.ones_like(self.ids),
             "cache_implementation": cache,
         }
-        return lambda: self.model.generate(self.ids, **arguments)  # type: ignore[operator]
+        return lambda new_tokens: model.generate(self.ids, max_new_tokens=new_tokens, **arguments)
 
-    def _kept(self, backend: str, options: Options | None = None) -> Callable[[], Tensor]:
+    def _kept(self, backend: str, options: Options | None = None) -> Run:
         from trilithon.lower.backend import lower_module, resolve_backend
 
         program, _ = self._last_token
@@ -171,14 +199,14 @@ class _Contest:
         )
         return self._without_cache(lowered)
 
-    def _causal(self, made: tuple[Program, Report]) -> Callable[[], Tensor]:
+    def _causal(self, made: tuple[Program, Report]) -> Run:
         program, report = made
         open_sites = [s for s in report.sites if s.verdict is not Verdict.PROVED]
         if open_sites:
             raise TrilithonError(f"{len(open_sites)} masks were not proved", why=open_sites[0].reason)
         return self._without_cache(lambda ids: program(input_ids=ids))
 
-    def _static(self, backend: str, cuda_graphs: bool | None = None) -> Callable[[], Tensor]:
+    def _static(self, backend: str, cuda_graphs: bool | None = None) -> Run:
         from trilithon.compiler import compile as compile_model
 
         rows, prompt = self.ids.shape
@@ -186,9 +214,9 @@ class _Contest:
         compiled = (self.compiled if backend == self.backend else None) or compile_model(
             self.model, max_tokens=prompt + self.new_tokens, backend=backend, options=options
         )
-        return lambda: compiled.generate(self.ids, max_new_tokens=self.new_tokens, eos_token_id=None)
+        return run_compiled(compiled, self.ids)
 
-    def _on_tensorrt(self, row: str) -> Callable[[], Tensor]:
+    def _on_tensorrt(self, row: str) -> Run:
         if not self.ids.is_cuda:
             raise TrilithonError("cannot measure an engine here", why="there is no GPU", todo="leave the trt- rows out")
         if row in ("trt-static", "trt-graph"):
@@ -198,7 +226,7 @@ class _Contest:
         form: Any = "decomposed" if row == "trt-decomposed" else "fused"
         return self._kept("tensorrt", replace(self.options, attention=form))
 
-    def _torch_tensorrt(self, row: str, settings: dict[str, bool]) -> Callable[[], Tensor]:
+    def _torch_tensorrt(self, row: str, settings: dict[str, bool]) -> Run:
         library = torch_tensorrt_row.library(self.ids.device)
         most = self.ids.shape[1] + self.new_tokens
         built = torch_tensorrt_row.build(library, self.model, self.ids, most, _last_only(self.model), settings)
@@ -221,15 +249,20 @@ class _Contest:
         most = self.ids.shape[1] + self.new_tokens
         return compile_program(analyse(self.model, example, shapes, (), options), resolve_backend(backend), options, most)
 
-    def _without_cache(self, logits: LogitsOf) -> Callable[[], Tensor]:
+    def _without_cache(self, logits: LogitsOf) -> Run:
         @torch.no_grad()
-        def run() -> Tensor:
+        def run(new_tokens: int) -> Tensor:
             ids = self.ids
-            for _ in range(self.new_tokens):
+            for _ in range(new_tokens):
                 ids = torch.cat([ids, logits(ids)[:, -1].argmax(-1, keepdim=True)], 1)
             return ids
 
         return run
+
+
+def run_compiled(compiled: Compiled, ids: Tensor) -> Run:
+    """Generation by our program; random ids may be those of padding, which here they are not."""
+    return lambda new_tokens: compiled.generate(ids, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=None)
 
 
 def _last_only(model: nn.Module) -> dict[str, int]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from trilithon.bench.candidates import ROWS, candidates, decoder_size
-from trilithon.bench.roofline import Job, measure_machine
+from trilithon.bench.roofline import Job, Machine, measure_machine
 from trilithon.bench.rows import Bench, run_rows
 from trilithon.bench.table import Table
 from trilithon.compiled import Compiled
@@ -18,10 +18,10 @@ from trilithon.report.versions import versions
 CPU_JOB, GPU_JOB = (128, 64), (2048, 128)  # tokens in, tokens out, where the caller does not say
 
 
-def random_ids(model: nn.Module, tokens: int, seed: int = 0) -> Tensor:
-    """A prompt `[1 s]` of random ids, on the model's device."""
+def random_ids(model: nn.Module, tokens: int, seed: int = 0, batch: int = 1) -> Tensor:
+    """Prompts `[b s]` of random ids, on the model's device."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, int(model.config.vocab_size), (1, tokens), generator=generator)  # type: ignore[union-attr, arg-type]
+    ids = torch.randint(0, int(model.config.vocab_size), (batch, tokens), generator=generator)  # type: ignore[union-attr, arg-type]
     return ids.to(next(model.parameters()).device)
 
 
@@ -49,9 +49,31 @@ def measure_model(
         console: where the progress bar is drawn.
         after_row: called after each row with the table so far.
     """
-    parameter = next(model.parameters())
     chosen = candidates(model, ids, new_tokens, rows=rows, backend=backend, proof_cache=proof_cache, compiled=compiled)
     batch, prompt = ids.shape
+    bench = bench_of(model, name, (batch, prompt), new_tokens, repeats=repeats, command=command)
+    return run_rows(chosen, bench, console=console, after_row=after_row)
+
+
+def bench_of(
+    model: nn.Module,
+    name: str,
+    prompts: tuple[int, int],
+    new_tokens: int,
+    *,
+    machine: Machine | None = None,
+    repeats: int,
+    command: str,
+) -> Bench:
+    """What the rows of a table share.
+
+    Args:
+        prompts: how many, and tokens of each.
+        machine: where the model lies; None = it is measured.
+        Others: as for `measure_model`.
+    """
+    parameter = next(model.parameters())
+    batch, prompt = prompts
     job = Job(
         size=decoder_size(model),
         value_bytes=parameter.element_size(),
@@ -59,14 +81,14 @@ def measure_model(
         new_tokens=new_tokens,
         batch=batch,
     )
-    bench = Bench(
+    return Bench(
         model=name,
         job=job,
-        machine=measure_machine(parameter.device, parameter.dtype),
+        machine=machine or measure_machine(parameter.device, parameter.dtype),
         dtype=str(parameter.dtype).removeprefix("torch."),
         device=parameter.device,
         command=command,
         versions={name: version for name, version in versions().items() if name in ("trilithon", "transformers")},
         repeats=repeats,
+        weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
     )
-    return run_rows(chosen, bench, console=console, after_row=after_row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from trilithon.bench.table import Row, Table, show_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _BASELINE, _OTHER, _FLOOR, _SPREAD = "#9aa5b1", "#2b6cb0", "#c53030", "#1a202c"
 
@@ -31,8 +33,15 @@ def save_plot(table: Table, path: Path | str) -> Path:
     axes.set_title("\n".join((table.title(), *_subtitle(table))), fontsize=10, loc="left")
     axes.set_xlabel("seconds for the whole job, median; whiskers: fastest and slowest run")
     axes.spines[["top", "right"]].set_visible(False)
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG so that whoever looks finds the old one or all of the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    part = path.with_name(f"{path.name}.part")
+    figure.savefig(part, dpi=150, format="png")
+    os.replace(part, path)
     return path
 
 
@@ -50,7 +59,7 @@ def _draw_bars(axes: Axes, table: Table) -> None:
     axes.set_yticks(range(len(medians)), ["\n".join(textwrap.wrap(row.name, 30)) for row in table.rows])
     axes.invert_yaxis()
     longest = max([table.floor.seconds] + [row.timing.maximum for row in table.rows if row.timing])
-    axes.set_xlim(0, longest * 1.35)  # room for the labels
+    axes.set_xlim(0, longest * 1.45)  # room for the labels
 
 
 def _label(row: Row, baseline: bool) -> str:

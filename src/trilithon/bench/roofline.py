@@ -116,6 +116,11 @@ class Job:
         return 2 * self.size.layers * self.size.kv_heads * self.size.head_dim * self.value_bytes
 
     @property
+    def cache_bytes(self) -> int:
+        """Of the keys and values that are seen when the job ends, of all prompts."""
+        return self.batch * self.size.visible_keys(self.prompt_tokens + self.new_tokens) * self.kv_bytes_per_token
+
+    @property
     def prefill_flops(self) -> float:
         s, w = self.prompt_tokens, self.size.visible_keys(self.prompt_tokens)
         pairs = w * s - w * w / 2

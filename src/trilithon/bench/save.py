@@ -1,4 +1,4 @@
-"""Keep the table of a benchmark on disk while it grows."""
+"""Keep the table of a benchmark, or the tables of a sweep, on disk while they grow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from trilithon.bench.plot import save_plot
+from trilithon.bench.sweep_plot import save_sweep_plot
+from trilithon.bench.sweep_table import Sweep
 from trilithon.bench.table import Table
 
 
@@ -19,33 +21,32 @@ class Saver:
     """Where a table is saved; None = not there.
 
     Attributes:
-        json, markdown: written after each row, so that an interrupted run keeps what it measured.
-        png: drawn when all rows are there.
+        json, markdown, png: written after each row, so that an interrupted run keeps what it measured.
     """
 
     json: Path | None = None
     markdown: Path | None = None
     png: Path | None = None
 
-    def after_row(self, table: Table) -> None:
+    def after_row(self, table: Table | Sweep) -> None:
         """Save the table so far, and where stdout is no terminal say on stderr what its last row took."""
         if self.json is not None:
             write_whole(self.json, table.to_json())
         if self.markdown is not None:
             write_whole(self.markdown, table.to_markdown())
-        if not sys.stdout.isatty():
-            print(table.rows[-1].summary(), file=sys.stderr, flush=True)
-
-    def finish(self, table: Table) -> list[Path]:
-        """Draw the chart; gives all files that were saved."""
         if self.png is not None:
-            save_plot(table, self.png)
+            save_plot(table, self.png) if isinstance(table, Table) else save_sweep_plot(table, self.png)
+        if not sys.stdout.isatty():
+            print(table.summary(), file=sys.stderr, flush=True)
+
+    @property
+    def files(self) -> list[Path]:
         return [path for path in (self.json, self.markdown, self.png) if path is not None]
 
-    def inside(self, stem: str) -> Saver:
-        """The same kinds of file in folders of these names: `<folder>/<stem>.json` and so on."""
-        folders = {"json": self.json, "md": self.markdown, "png": self.png}
-        return Saver(*(None if folder is None else folder / f"{stem}.{suffix}" for suffix, folder in folders.items()))
+    @classmethod
+    def inside(cls, folder: Path, stem: str) -> Saver:
+        """All kinds of file: `<folder>/<stem>.json` and so on."""
+        return cls(*(folder / f"{stem}.{suffix}" for suffix in ("json", "md", "png")))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,6 +31,11 @@ class Row:
         ratio_to_baseline: the first row's median over this one's: 2 is twice as fast.
         ratio_to_floor: this row's median over the floor: 1 is as fast as the machine allows.
         tokens_per_second: `tokens` over the median, prefill included.
+        first_token_seconds: median of the same call with one new token: what the prompt takes.
+        seconds_per_token: what each further token takes, one of every prompt at a time: the rest of the median, over the
+            number of these tokens; None where there is one new token only.
+        first_token_ratio_to_floor, token_ratio_to_floor: these two over the floor of prefill and of a decode step.
+        peak_ratio_to_size: `peak_bytes` over weights and cache; None on a CPU, where the peak is the whole process's.
         tokens_equal_baseline: None for the baseline itself, or when one of the two failed.
     """
 
@@ -43,6 +48,11 @@ class Row:
     ratio_to_baseline: float | None = None
     ratio_to_floor: float | None = None
     tokens_per_second: float | None = None
+    first_token_seconds: float | None = None
+    seconds_per_token: float | None = None
+    first_token_ratio_to_floor: float | None = None
+    token_ratio_to_floor: float | None = None
+    peak_ratio_to_size: float | None = None
     tokens_equal_baseline: bool | None = None
     note: str = ""
     error: str = ""
@@ -69,6 +79,7 @@ class Table:
         dtype: of weights and cache, as text.
         batch: prompts at a time.
         prompt_tokens, new_tokens: of each prompt.
+        weight_bytes, cache_bytes: of the model, and of the keys and values seen when the job ends.
         command: the line that repeats the table.
         date: when it was measured, ISO 8601.
     """
@@ -84,6 +95,8 @@ class Table:
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     date: str = ""
+    weight_bytes: int | None = None
+    cache_bytes: int | None = None
 
     def to_json(self) -> str:
         """All fields, and for each row median, minimum and maximum, as indented JSON."""
@@ -115,6 +128,10 @@ class Table:
         data["rows"] = tuple(Row(**row | {"timing": _timing(row["timing"])}) for row in data["rows"])
         return cls(**data)
 
+    def summary(self) -> str:
+        """One line on the row that was measured last."""
+        return self.rows[-1].summary()
+
     def title(self) -> str:
         """One line: model, dtype and job."""
         prompts = f"{self.batch} x " if self.batch > 1 else ""
@@ -128,6 +145,9 @@ class Table:
             f"matmul {self.machine.flops_per_second / 1e12:.3g} TFLOP/s, both measured",
             f"floor of the job {show_seconds(self.floor.seconds)}: prefill {show_seconds(self.floor.prefill_seconds)}, "
             f"decode {show_seconds(self.floor.decode_seconds)}",
+            ""
+            if self.weight_bytes is None or self.cache_bytes is None
+            else f"size: weights {show_bytes(self.weight_bytes)}, cache {show_bytes(self.cache_bytes)}",
             made_with,
             self.command,
         )
@@ -139,11 +159,10 @@ class Table:
 
     def to_markdown(self) -> str:
         """A Markdown table with its title and footing."""
-        body = [_CELLS, ["---"] + ["---:"] * (len(_CELLS) - 1)] + [_cells(row) for row in self.rows]
-        table = ["| " + " | ".join(_one_line(cell) for cell in line) + " |" for line in body]
+        table = markdown_table(_CELLS, [_cells(row) for row in self.rows])
         remarks = [f"- {remark}" for remark in self.remarks()]
         footing = [*self.footing()[:-1], f"`{self.command}`"] if self.command else list(self.footing())
-        blocks = [f"**{self.title()}**", "\n".join(table), "\n".join(remarks), "  \n".join(footing)]
+        blocks = [f"**{self.title()}**", table, "\n".join(remarks), "  \n".join(footing)]
         return "\n\n".join(block for block in blocks if block) + "\n"
 
     def to_rich(self) -> RichTable:
@@ -159,16 +178,19 @@ class Table:
             padding=(0, 1, 0, 0),
         )
         table.add_column("")
-        for heading in _CELLS[1:_NARROW]:
-            table.add_column(heading, justify="right", no_wrap=True)
+        for heading, below in zip(_CELLS[1:_NARROW], _SECOND_LINE[1:], strict=True):
+            table.add_column(f"{heading}\n[dim]{below}[/]", justify="right", no_wrap=True, vertical="bottom")
         for row in self.rows:
-            name, *numbers = (escape(cell) for cell in _cells(row)[:_NARROW])
-            table.add_row(f"{name}\n[dim]{_second_line(row)}[/]", *numbers, style="red" if row.error else "")
+            cells = zip(_cells(row)[:_NARROW], _second_line(row), strict=True)
+            lines = (f"{escape(cell)}\n[dim]{below}[/]" for cell, below in cells)
+            table.add_row(*lines, style="red" if row.error else "")
         return table
 
 
-_CELLS = ["", "median", "min", "max", "vs first", "tokens/s", "vs floor", "peak", "same tokens", "first result"]
-_NARROW = 7  # columns of a terminal table: it must fit 80 characters
+_CELLS = ["", "median", "min", "max", "vs first", "tokens/s", "vs floor"]
+_NARROW = len(_CELLS)  # columns of a terminal table: it must fit 80 characters
+_SECOND_LINE = ["", "1st token", "vs floor", "a token", "vs floor", "peak", "vs size"]  # what stands below these in a terminal
+_CELLS += ["first token", "vs floor", "per token", "vs floor", "peak", "vs size", "same tokens", "first result"]
 
 
 def _cells(row: Row) -> list[str]:
@@ -180,19 +202,36 @@ def _cells(row: Row) -> list[str]:
         show_seconds(row.timing.median),
         show_seconds(row.timing.minimum),
         show_seconds(row.timing.maximum),
-        _times(row.ratio_to_baseline),
+        show_times(row.ratio_to_baseline),
         "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.1f}",
-        _times(row.ratio_to_floor),
-        "" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB",
+        show_times(row.ratio_to_floor),
+        *_token_cells(row),
+        *_peak_cells(row),
         same,
         show_seconds((row.build_seconds or 0) + (row.first_run_seconds or 0)),
     ]
 
 
-def _second_line(row: Row) -> str:
-    peak = "" if row.peak_bytes is None else f"peak {row.peak_bytes / 1e9:.2f} GB"
+def _second_line(row: Row) -> list[str]:
     same = {None: "", True: "same tokens", False: "tokens differ"}[row.tokens_equal_baseline]
-    return ", ".join(part for part in (peak, same) if part)
+    return [same, *_token_cells(row), *_peak_cells(row)]
+
+
+def _token_cells(row: Row) -> list[str]:
+    """The first token, over its floor, a further token, over its floor."""
+    first, further = (
+        "" if seconds is None else show_seconds(seconds) for seconds in (row.first_token_seconds, row.seconds_per_token)
+    )
+    return [first, show_times(row.first_token_ratio_to_floor), further, show_times(row.token_ratio_to_floor)]
+
+
+def _peak_cells(row: Row) -> list[str]:
+    return ["" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.2f} GB", show_times(row.peak_ratio_to_size)]
+
+
+def show_bytes(number: int) -> str:
+    """Two decimals with a unit that suits: 2.47 GB, 6.29 MB."""
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.2f} MB"
 
 
 def show_seconds(seconds: float) -> str:
@@ -201,7 +240,13 @@ def show_seconds(seconds: float) -> str:
     return f"{number:.0f} {unit}" if number >= 99.95 else f"{number:#.3g} {unit}"
 
 
-def _times(ratio: float | None) -> str:
+def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, numbers aligned to the right; the column without a heading holds names."""
+    body = [headings, ["---:" if heading else "---" for heading in headings], *lines]
+    return "\n".join("| " + " | ".join(_one_line(cell) for cell in line) + " |" for line in body)
+
+
+def show_times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
 
@@ -210,4 +255,4 @@ def _one_line(text: str) -> str:
 
 
 def _timing(data: dict[str, Any] | None) -> Timing | None:
-    return None if data is None else Timing(tuple(data["seconds"]), data["peak_bytes"])
+    return None if data is None else Timing(tuple(data["seconds"]), data["peak_bytes"], data.get("outside_bytes"))

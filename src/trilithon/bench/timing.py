@@ -20,13 +20,17 @@ class Timing:
 
     Attributes:
         seconds: one wall time a run, in the order of the runs.
-        peak_bytes: on CUDA, most bytes that torch held allocated on the device during the runs, weights included; on a
-            CPU, most memory of the whole process (resident set) during the runs, or since its start where the system
-            cannot reset that (not Linux). None where neither is known.
+        peak_bytes: on CUDA, the sum of two parts: most bytes that torch held allocated on the device during the runs,
+            weights included; and `outside_bytes`. On a CPU, most memory of the whole process (resident set) during the
+            runs, or since its start where the system cannot reset that (not Linux). None where neither is known.
+        outside_bytes: on CUDA, most that was in use on the device beyond what torch has reserved, read after each run, less
+            what that was before the program was built (the CUDA context, other processes): engines of TensorRT with
+            their weights and workspace, and kernels that were loaded. What others take or give back meanwhile is in it.
     """
 
     seconds: tuple[float, ...]
     peak_bytes: int | None
+    outside_bytes: int | None = None
 
     @property
     def median(self) -> float:
@@ -48,6 +52,7 @@ def measure(
     warmup: int = 1,
     device: torch.device,
     before_run: Callable[[], None] | None = None,
+    outside_before: int | None = None,
 ) -> Timing:
     """Run `call` and time it from an idle device to an idle device, host time included.
 
@@ -56,6 +61,7 @@ def measure(
         warmup: runs before them that are not timed, >= 0.
         device: whose queue is waited for and whose memory is read.
         before_run: called before each timed run, outside its time; for a progress bar.
+        outside_before: what `outside_bytes` gave before the program of `call` was built; None = what it gives now.
 
     Raises:
         InputError: `repeats` or `warmup` is too small.
@@ -64,16 +70,22 @@ def measure(
         raise InputError(
             f"cannot time with repeats={repeats} and warmup={warmup}", todo="pass repeats of 1 or more, warmup of 0 or more"
         )
+    before = outside_bytes(device) if outside_before is None else outside_before
     for _ in range(warmup):
         call()
     synchronize(device)
     reset_peak(device)
     seconds: list[float] = []
+    outside = before
     for _ in range(repeats):
         if before_run is not None:
             before_run()
         seconds.append(_seconds_of(call, device))
-    return Timing(tuple(seconds), peak_bytes(device))
+        outside = max(outside, outside_bytes(device))
+    peak = peak_bytes(device)
+    if device.type != "cuda" or peak is None:
+        return Timing(tuple(seconds), peak)
+    return Timing(tuple(seconds), peak + outside - before, outside - before)
 
 
 def synchronize(device: torch.device) -> None:
@@ -94,7 +106,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The peak since `reset_peak`; see `Timing.peak_bytes`."""
+    """The peak since `reset_peak`: of torch's own allocator on CUDA, else of the process; see `Timing.peak_bytes`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
@@ -103,6 +115,14 @@ def peak_bytes(device: torch.device) -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # man 2 getrusage: kilobytes, except on macOS
+
+
+def outside_bytes(device: torch.device) -> int:
+    """Bytes in use on a GPU, by whomever, beyond what torch has reserved there; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    unused, total = torch.cuda.mem_get_info(device)
+    return total - unused - torch.cuda.memory_reserved(device)
 
 
 def _seconds_of(call: Callable[[], object], device: torch.device) -> float:

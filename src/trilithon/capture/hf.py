@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from pathlib import Path
@@ -231,6 +232,29 @@ def example_for(model: nn.Module, inputs: tuple[str, ...], max_batch: int = 1 <<
     if "use_cache" in takes:
         example["use_cache"], shapes["use_cache"] = False, None
     return example, shapes
+
+
+def sharing_weights(model: nn.Module, attention: str | None = None) -> nn.Module:
+    """A copy of a Hugging Face model that holds the same tensors, and nothing that `generate` left in `model`.
+
+    Args:
+        attention: transformers' `attn_implementation` of the copy; None = that of `model`.
+
+    Raises:
+        InputError: the model cannot attend so.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    made: Any = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for left in ("_compiled_call", "_previous_max_cache_length"):  # the first runs `model`, whose method it is
+        vars(made).pop(left, None)
+    if attention is None:
+        return made  # type: ignore[no-any-return]
+    made.set_attn_implementation(attention)
+    if made.config._attn_implementation != attention:  # transformers warns only
+        raise InputError(
+            f"cannot attend by {attention}", why=f"transformers has {type(model).__name__} with its own attention alone"
+        )
+    return made  # type: ignore[no-any-return]
 
 
 def generation_defaults(model: object) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from typing import Annotated
 
 import typer
 
-from trilithon.cli.bench import ALL, bench, demo
+from trilithon.cli.bench import PRESETS, bench, demo
 from trilithon.cli.common import app
 from trilithon.cli.compile import compile
 from trilithon.cli.explain import explain
 from trilithon.cli.generate import generate
 from trilithon.errors import TrilithonError
 
-__all__ = ["ALL", "app", "bench", "compile", "demo", "doctor", "explain", "generate", "main"]
+__all__ = ["PRESETS", "app", "bench", "compile", "demo", "doctor", "explain", "generate", "main"]
 
 
 def main() -> None:
