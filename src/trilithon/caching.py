@@ -16,6 +16,7 @@ from trilithon.lower.backend import Role, lower_module
 from trilithon.lower.inputs import cached_inputs, sequence_inputs
 from trilithon.lower.native.prompt import Prompt
 from trilithon.lower.native.step import NativeStep
+from trilithon.lower.tensorrt.converters.matmul import PARTS
 from trilithon.lower.tensorrt.diagnose import first_diverging_site
 from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
@@ -45,7 +46,6 @@ CANARY = (6,)  # tokens of the prompts that a native decoder is verified with
 CANARY_8BIT = (6, 70)  # also one that turns short rings over, and goes past the 64 keys that a GPU reads at once
 CONTEXT_TOKENS = 9  # of the canary of a context, where it may have any number
 TIMES = 3.0  # most times the error of eager, both against a wider type, that logits of an engine may have
-EXACT = "products of halves are added up in float32 parts"
 Built = TypeVar("Built")
 log = logging.getLogger(__name__)
 
@@ -127,10 +127,10 @@ def _check_guards(guards: tuple[Assumption, ...], context: Context | None) -> No
 def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[CachedDecoder, tuple[str, ...]]:
     errors: list[float] = []
 
-    def build(options: Options, exact: bool) -> CachedDecoder:
+    def build(options: Options, exact: int) -> CachedDecoder:
         return _build(source.program, plan, backend, options, exact)
 
-    def verify(decoder: CachedDecoder, options: Options, exact: bool) -> None:
+    def verify(decoder: CachedDecoder, options: Options, exact: int) -> None:
         if not options.verify:
             return
         times = allowed_times(decoder.modules.decode, plan.device, options)
@@ -169,7 +169,7 @@ def _given(source: Source, plan: _Plan, rows: int) -> dict[str, Tensor]:
 
 
 def build_right(
-    build: Callable[[Options, bool], Built], verify: Callable[[Built, Options, bool], None], backend: str, options: Options
+    build: Callable[[Options, int], Built], verify: Callable[[Built, Options, int], None], backend: str, options: Options
 ) -> tuple[Built, tuple[str, ...]]:
     """What `build` makes and `verify` accepts, and what a report says of it.
 
@@ -178,11 +178,11 @@ def build_right(
     Raises:
         VerificationFailed: so is the most exact.
     """
-    forms: list[tuple[Options, bool]] = [(options, False)]
+    forms = [(options, 0)]
     if backend == "tensorrt":
-        forms.append((options, True))
+        forms += [(options, 1), (options, 2)]
         if options.attention == "auto":
-            forms.append((replace(options, attention="decomposed"), True))
+            forms.append((replace(options, attention="decomposed"), 2))
     notes: tuple[str, ...] = ()
     for form, (chosen, exact) in enumerate(forms):
         built = build(chosen, exact)
@@ -192,13 +192,15 @@ def build_right(
         except VerificationFailed as error:
             if form + 1 == len(forms):
                 raise
-            name = EXACT if not exact else f"{EXACT}, and attention='decomposed'"
+            following, more = forms[form + 1]
+            name = f"products of halves are added up in float32, in parts of {PARTS[more]} numbers"
+            name += ", and attention='decomposed'" if following.attention != options.attention else ""
             notes = (f"{name}, since engines in a faster form were refused: {error.what}, {error.why}",)
             log.warning("%s", notes[0])
     raise AssertionError("unreachable")
 
 
-def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options, exact: bool) -> CachedDecoder:
+def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options, exact: int) -> CachedDecoder:
     native, context, turned = backend != "tensorrt", plan.context, _turned(backend, options)
     kept = [replace(shape, turned=shape.turned and turned) for shape in plan.kept]
     first = min(LEAST_SLOTS, plan.max_tokens) if native else None  # engines are built for one size
@@ -244,7 +246,7 @@ def allowed_times(module: Any, device: torch.device, options: Options) -> float 
 
 
 def _located(
-    error: VerificationFailed, decoder: CachedDecoder, program: ExportedProgram, options: Options, exact: bool
+    error: VerificationFailed, decoder: CachedDecoder, program: ExportedProgram, options: Options, exact: int
 ) -> VerificationFailed:
     """The error with the name of the first attention whose result is wrong, where a prompt shows one."""
     if not isinstance(decoder.modules.prefill, TensorRTModule):

@@ -272,10 +272,10 @@ def compile_program(
 
     notes: list[str] = []
 
-    def build(chosen: Options, exact: bool) -> Callable[..., Any]:
+    def build(chosen: Options, exact: int) -> Callable[..., Any]:
         return lower_module(fast, backend, chosen, role="sequence", name="sequence", inputs=inputs, exact=exact)
 
-    def verify(made: Callable[..., Any], chosen: Options, exact: bool) -> None:
+    def verify(made: Callable[..., Any], chosen: Options, exact: int) -> None:
         if chosen.verify:
             times = allowed_times(made, device, chosen)
             verify_program(made, always, held, analysis.guards, inputs, device, times)

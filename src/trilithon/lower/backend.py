@@ -55,7 +55,7 @@ def backend_note(backend: str, options: Options, device: torch.device) -> str:
 
 
 def lower_module(
-    gm: GraphModule, backend: str, options: Options, *, role: Role, name: str, inputs: tuple[Input, ...], exact: bool = False
+    gm: GraphModule, backend: str, options: Options, *, role: Role, name: str, inputs: tuple[Input, ...], exact: int = 0
 ) -> Callable[..., Any]:
     """A canonical module as something fast to call.
 
@@ -69,7 +69,7 @@ def lower_module(
             once for each number of rows; the only other sizes that are not fixed are those of caches. "prompt": any
             number of tokens, into an empty cache: on a GPU compiled by Inductor, once for all lengths, where it can be.
             "sequence": any number of tokens: compiled only if the options ask for it.
-        exact: TensorRT adds up products of halves in float32, which is slower.
+        exact: 0 to 2: in how short parts TensorRT adds up products of halves, which is slower.
     """
     if backend == "eager":
         return gm

@@ -20,7 +20,9 @@ from trilithon.lower.tensorrt import weights as module
 from trilithon.lower.tensorrt.convert import convert
 from trilithon.lower.tensorrt.converters import matmul
 from trilithon.lower.tensorrt.engine import build
-from trilithon.lower.tensorrt.interpret import interpret
+from trilithon.lower.tensorrt.interpret import columns, interpret
+from trilithon.lower.tensorrt.interpret.columns import together
+from trilithon.lower.tensorrt.interpret.read import Mode, layers_of
 from trilithon.lower.tensorrt.weights import LINEAR, merge_products
 from trilithon.runtime.verify import relative_error
 
@@ -203,7 +205,7 @@ def test_programs_of_one_model_share_what_is_merged() -> None:
 @pytest.mark.parametrize("transposed", [True, False], ids=["n k", "k n"])
 def test_parts_of_a_long_product(transposed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The exact form reads the matrix in parts, and the matrix itself no more."""
-    monkeypatch.setattr(matmul, "PART", 16)
+    monkeypatch.setattr(matmul, "PARTS", (0, 64, 16))
     weight = random(6, 64) if transposed else random(64, 6)
     holder, graph = nn.Module(), Graph()
     holder.register_buffer("w", weight)
@@ -212,9 +214,76 @@ def test_parts_of_a_long_product(transposed: bool, monkeypatch: pytest.MonkeyPat
     graph.output((graph.call_function(target, (x, graph.get_attr("w"))),))
     gm, given = GraphModule(holder, graph), random(5, 64)
     inputs = [Input("x", torch.float16, (fixed(5), fixed(64)))]
-    net = convert(gm, inputs, exact=True)
+    net = convert(gm, inputs, exact=2)
     got = interpret(net, {"x": given})["output_0"]
     want = given.double() @ (weight.T if transposed else weight).double()
     assert relative_error(got, want) < 1e-3
     engine = build(net, inputs, "sm80", tmp_path / "parts.plan")
     assert engine.weights == ("weights.1",) and net.weights["weights.1"].shape == (4, 6, 16)
+
+
+# ------------------------------------------------------------ one row
+
+
+def one_row(*, rows: int = 1, costly: bool = False, twice: bool = False, dtype: torch.dtype = torch.float16) -> GraphModule:
+    """A row times a matrix; of a vector that an activation made, or whose products something else reads too."""
+    holder, graph = nn.Module(), Graph()
+    holder.register_buffer("w", random(6, 64, dtype=dtype))
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(1, rows, 64, dtype=dtype, device="meta")
+    vector = graph.call_function(aten.mul.Tensor, (graph.call_function(aten.silu.default, (x,)), x)) if costly else x
+    result = graph.call_function(LINEAR, (vector, graph.get_attr("w")))
+    outputs = (result, graph.call_function(LINEAR, (x, graph.get_attr("w")))) if twice else (result,)
+    graph.output(outputs)
+    return GraphModule(holder, graph)
+
+
+def kinds(net: Any) -> list[str]:
+    return [net.definition.get_layer(i).type.name for i in range(net.definition.num_layers)]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("rows", "costly", "products"), [(1, False, 0), (1, True, 1), (2, False, 1)])
+def test_one_row_is_added_up_by_columns(rows: int, costly: bool, products: int, dtype: torch.dtype) -> None:
+    gm = one_row(rows=rows, costly=costly, dtype=dtype)
+    net = convert(gm, [Input("x", dtype, (fixed(1), fixed(rows), fixed(64)))])
+    assert kinds(net).count("MATRIX_MULTIPLY") == products
+    x = random(1, rows, 64, dtype=dtype)
+    got, exact = interpret(net, {"x": x})["output_0"], gm.double()(x.double())[0]
+    assert got.shape == (1, rows, 6) and got.dtype == dtype
+    assert relative_error(got, exact) <= 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.usefixtures("small")
+def test_rows_of_any_number_are_a_product() -> None:
+    net = convert(one_row(), [Input("x", torch.float16, (Axis(1, 1, 4), fixed(1), fixed(64)))])
+    assert kinds(net).count("MATRIX_MULTIPLY") == 1
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("twice", [False, True], ids=["alone", "read twice"])
+def test_columns_are_interpreted_without_the_wide_matrix(twice: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cast, the products and their sums are one step, and give what the three give."""
+    gm, x = one_row(twice=twice), random(1, 1, 64)
+    net = convert(gm, [Input("x", torch.float16, (fixed(1), fixed(1), fixed(64)))])
+    before = interpret(net, {"x": x})
+    monkeypatch.setattr(columns, "BLOCK", 1)
+    layers = layers_of(net, {}, Mode(None, 0.0))
+    steps = together(layers)
+    assert [layer.kind for layer in steps].count(columns.COLUMNS) == (2 if twice else 1)
+    assert "PROD" not in {layer.own.op.name for layer in steps if layer.kind == "ELEMENTWISE"}
+    for name, value in interpret(net, {"x": x}).items():
+        torch.testing.assert_close(value, before[name])
+    made = next(x for x in layers if x.kind == "ELEMENTWISE" and x.own.op.name == "PROD").results[0]
+    net.output(net.cast(made, torch.float16), "seen")  # something else reads the products now
+    again = [layer.kind for layer in together(layers_of(net, {}, Mode(None, 0.0)))]
+    assert again.count(columns.COLUMNS) == (1 if twice else 0)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_step_has_one_product_of_matrices_a_layer() -> None:
+    """That behind the activation; all others are kernels with what stands in front of them."""
+    model = halves("llama-3.2", torch.float16)
+    net = compiled(model, verify=False).decoder.modules.decode.network  # type: ignore[attr-defined]
+    assert kinds(net).count("MATRIX_MULTIPLY") == model.config.num_hidden_layers  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ from trilithon.passes import bound_arguments, where_of
 SCALARS = ("Tensor", "number", "Scalar", "Optional[Tensor]", "Optional[number]")
 
 
-def convert(gm: GraphModule, inputs: Sequence[Input], attention: str = "auto", exact: bool = False) -> Network:
+def convert(gm: GraphModule, inputs: Sequence[Input], attention: str = "auto", exact: int = 0) -> Network:
     """A network that computes what `gm` does.
 
     Its outputs are `output_0`, ...; an input that the graph writes to in place, say `cache_k_0`, gives an output
@@ -32,7 +32,7 @@ def convert(gm: GraphModule, inputs: Sequence[Input], attention: str = "auto", e
         gm: of ATen and `trilithon` operations; weights are its attributes.
         inputs: one for each placeholder, in order; those that nothing reads are left out of the network.
         attention: "auto", "fused" or "decomposed"; see `Options.attention`.
-        exact: products of halves are added up in float32.
+        exact: as in `lower_tensorrt`.
 
     Raises:
         CannotLower: an operation has no converter, or TensorRT refuses a layer.

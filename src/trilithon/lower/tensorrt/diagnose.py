@@ -18,7 +18,7 @@ from trilithon.options import Options
 
 
 def first_diverging_site(
-    gm: GraphModule, inputs: Sequence[Input], tensors: Sequence[Tensor], options: Options, limit: float, exact: bool = False
+    gm: GraphModule, inputs: Sequence[Input], tensors: Sequence[Tensor], options: Options, limit: float, exact: int = 0
 ) -> Difference | None:
     """The first attention of which the engine gives something else than the graph run in PyTorch.
 
@@ -27,7 +27,7 @@ def first_diverging_site(
         inputs: what it takes.
         tensors: one for each input; they are not changed.
         limit: relative error that is allowed.
-        exact: as in `convert`.
+        exact: as in `lower_tensorrt`.
 
     Raises:
         CannotLower: the engine cannot be built or run.

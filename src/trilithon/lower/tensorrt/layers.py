@@ -34,7 +34,7 @@ class Layers:
         spans: name of a size that export left dynamic -> what it may be here.
     """
 
-    def __init__(self, attention: str = "auto", exact: bool = False) -> None:
+    def __init__(self, attention: str = "auto", exact: int = 0) -> None:
         trt = library()
         self.attention, self.exact = attention, exact
         self.sites: list[SiteLowering] = []

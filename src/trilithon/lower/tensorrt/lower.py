@@ -60,14 +60,14 @@ class _Part(nn.Module):
         return self.engine(*tensors)
 
 
-def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options, exact: bool = False) -> TensorRTModule | Split:
+def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options, exact: int = 0) -> TensorRTModule | Split:
     """Convert and build.
 
     Args:
         gm: of ATen and `trilithon` operations; weights are its attributes. It is changed.
         inputs: one for each placeholder.
         name: of the engine, e.g. "decode".
-        exact: products of halves are added up in float32, in parts.
+        exact: 0 to 2: products of halves are added up in float32, in parts that are the shorter, the higher it is.
 
     Raises:
         CannotLower: there is no such GPU; nothing of the program can be an engine; an attention that was asked to be

@@ -24,7 +24,7 @@ BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError)
 log = logging.getLogger(__name__)
 
 
-def engine_key(gm: GraphModule, inputs: Sequence[Input], target: str, options: Options, exact: bool = False) -> str:
+def engine_key(gm: GraphModule, inputs: Sequence[Input], target: str, options: Options, exact: int = 0) -> str:
     """A hash of the graph, of the weights that are part of the engine, the sizes, the target, and of the code that builds."""
     digest = hashlib.sha256()
 

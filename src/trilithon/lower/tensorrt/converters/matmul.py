@@ -2,6 +2,9 @@
 
 Those of halves are added up in half by TensorRT-RTX, whatever casts stand around them, unless there is one row. Where that is
 not good enough (`net.exact`) they are made in parts, short sums of halves, and the parts are added up in float32.
+
+One row times a matrix that is an input is no product of matrices: its columns are multiplied and added up in float32, which
+the builder makes one kernel with what stands in front of it and behind it, such as a norm, and which reads the matrix faster.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.fx import Node
 
 from trilithon.lower.tensorrt.converters.arithmetic import calculate
 from trilithon.lower.tensorrt.converters.promote import FLOATS, Operand, tensor, wide
@@ -16,8 +20,10 @@ from trilithon.lower.tensorrt.converters.registry import converts
 from trilithon.lower.tensorrt.network import ITensor, Network, Size, is_tensor
 
 aten = torch.ops.aten
-PART = 512  # numbers that are added up in half, at least; the error grows with the root of it
+PARTS = (0, 1024, 512)  # by `exact`: numbers that are added up in half, at least; the error grows with the root of it
 MOST_PARTS = 8
+# Of a vector that these make, each program of such a kernel would make all of it anew, which takes longer than a kernel more.
+COSTLY = {getattr(aten, name).default for name in ("silu", "gelu", "sigmoid", "tanh", "exp", "mish", "softplus", "elu")}
 
 
 def multiplied(net: Network, a: ITensor, b: ITensor, *, transpose_b: bool = False) -> ITensor:
@@ -25,14 +31,30 @@ def multiplied(net: Network, a: ITensor, b: ITensor, *, transpose_b: bool = Fals
     dtype = net.dtype(a)
     if dtype not in FLOATS or net.dtype(b) != dtype:
         raise net.refuse(f"a matrix product of {dtype} and {net.dtype(b)}")
-    length, rows = int(a.shape[-1]), int(a.shape[-2])
-    if not net.exact or dtype != torch.float16 or rows == 1 or length < 2 * PART or length % PART:
+    if transpose_b and b.name in net.weights and all(size == 1 for size in list(a.shape)[:-1]) and not _is_costly(net):
+        return _by_columns(net, a, b)
+    length, rows, part = int(a.shape[-1]), int(a.shape[-2]), PARTS[net.exact]
+    if not part or dtype != torch.float16 or rows == 1 or length < 2 * part or length % part:
         return net.matmul(a, b, transpose_b=transpose_b)
-    parts = min(MOST_PARTS, length // PART)
+    parts = min(MOST_PARTS, length // part)
     if b.name in net.weights:
         weight = net.weights[b.name] if transpose_b else net.weights[b.name].T
         return _added_up(net, a, net.bound(weight.unflatten(1, (parts, -1)).transpose(0, 1)), parts)
     return _added_up(net, a, _cut(net, b if transpose_b else _turned(net, b), parts), parts)
+
+
+def _is_costly(net: Network) -> bool:
+    """Is the vector that the node at hand multiplies made by such a function, alone or times something else?"""
+    made = [x for x in (net.node.args if net.node is not None else ()) if isinstance(x, Node)]
+    near = [*made, *(x for node in made if node.target is aten.mul.Tensor for x in node.all_input_nodes)]
+    return any(node.target in COSTLY for node in near)
+
+
+def _by_columns(net: Network, a: ITensor, b: ITensor) -> ITensor:
+    """One row `a [1 .. 1 k]` times `b [n k]`, `[1 .. 1 n]`."""
+    sizes, kept = [1] * (len(a.shape) - 1), net.dtype(a)
+    columns = net.elementwise("PROD", *(net.cast(x, torch.float32) for x in (net.reshape(a, [1, int(a.shape[-1])]), b)))
+    return net.cast(net.reshape(net.reduce("SUM", columns, [1], False), [*sizes, int(b.shape[0])]), kept)
 
 
 def _added_up(net: Network, a: ITensor, b: ITensor, parts: int) -> ITensor:

@@ -12,7 +12,6 @@ from torch.nn import functional
 from trilithon.lower.tensorrt.interpret.read import Layer, evaluates, wide
 from trilithon.lower.tensorrt.library import torch_dtypes
 
-
 BLOCK = 1 << 24  # numbers of a matrix that are converted at a time
 
 
@@ -141,12 +140,12 @@ def matrix_multiply(layer: Layer) -> Tensor:
     a, b = (x.transpose(-1, -2) if kind == "TRANSPOSE" else x for x, kind in zip((layer.x(0), layer.x(1)), kinds, strict=True))
     a = a.unsqueeze(-2) if kinds[0] == "VECTOR" else a
     b = b.unsqueeze(-1) if kinds[1] == "VECTOR" else b
-    product = _product(wide(a), b)
-    product = product.squeeze(-1) if kinds[1] == "VECTOR" else product
-    return product.squeeze(-1 if kinds[1] == "VECTOR" else -2) if kinds[0] == "VECTOR" else product
+    made = product(wide(a), b)
+    made = made.squeeze(-1) if kinds[1] == "VECTOR" else made
+    return made.squeeze(-1 if kinds[1] == "VECTOR" else -2) if kinds[0] == "VECTOR" else made
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b`, in the type of `a`; a large `b` is converted block by block, since that takes twice its memory."""
     blocks = max(1, b.numel() // BLOCK)
     return torch.cat([a @ part.to(a.dtype) for part in b.chunk(blocks, -1)], -1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trilithon.errors import InputError
+from trilithon.lower.tensorrt.interpret.columns import together
 from trilithon.lower.tensorrt.interpret.read import EVALUATORS, Layer, Mode, layers_of, wide
 from trilithon.lower.tensorrt.library import torch_dtypes
 from trilithon.lower.tensorrt.network import ITensor, Network
@@ -55,7 +56,7 @@ def _mode(dtype: torch.dtype | None, empty_row: float) -> Mode:
 def _walk(net: Network, feeds: Mapping[str, Tensor], mode: Mode, kept: set[str] | None) -> dict[str, Tensor]:
     """The tensors of a network; but for those to be kept (None: all) each is dropped once no layer will read it."""
     env: dict[str, Tensor] = {}
-    layers = layers_of(net, env, mode)
+    layers = layers_of(net, env, mode) if kept is None else together(layers_of(net, env, mode))
     env.update(_feeds(net, feeds, mode))
     readers = Counter(name for layer in layers for name in layer.sources)
     for layer in layers:
