@@ -28,8 +28,13 @@ class Executor:
         self.engine, self.weights = engine, weights
         self._written = set(engine.aliases.values())
 
-    @cached_property
+    @property
     def _context(self) -> Any:
+        return self._loaded[-1]
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, ...]:
+        """Runtime, engine, settings and context; a tuple lets go of its last first, as TensorRT asks for."""
         trt, place = library(), mark()
         runtime = trt.Runtime(logger())
         with self.engine.plan.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
@@ -51,10 +56,9 @@ class Executor:
                 why="; ".join(errors_since(place)) or "TensorRT gives no context for it, and says no more",
                 todo="free memory of the GPU, or compile with a smaller max_tokens or max_batch",
             )
-        self._keep = (runtime, loaded, config)
         for name in self.engine.weights:
             context.set_tensor_address(name, self.weights[name].data_ptr())
-        return context
+        return runtime, loaded, config, context
 
     @cached_property
     def _used(self) -> set[str]:
