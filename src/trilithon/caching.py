@@ -101,7 +101,8 @@ class _Plan:
 
 def _plan(source: Source, max_tokens: int | None, backend: str, options: Options) -> _Plan:
     program = source.program
-    inputs = token_inputs(program)
+    plain = unlift(program)
+    device, inputs = device_of(plain), token_inputs(plain)
     context = split_context(program, inputs.tokens) if inputs.context else None
     native = backend != "tensorrt"  # its cache layer writes consecutive slots
     kept = cache_shapes(program, rings=native, stored=_stored(options), turned=_turned(backend, options))
@@ -114,7 +115,7 @@ def _plan(source: Source, max_tokens: int | None, backend: str, options: Options
         todo = "export it with a dynamic batch axis, or compile with Options(max_batch=1)"
         raise CannotCache(f"no KV cache of {options.max_batch} rows", why=f"the program is for {rows} row", todo=todo)
     most = capacity(longest(program, inputs.tokens), max_tokens)
-    return _Plan(inputs, kept, most, context, device_of(unlift(program)))
+    return _Plan(inputs, kept, most, context, device)
 
 
 def _check_guards(guards: tuple[Assumption, ...], context: Context | None) -> None:
