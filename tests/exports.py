@@ -21,19 +21,19 @@ from trilithon.capture.export import Captured
 from trilithon.rewrite.program import working_copy
 
 MOST = 24  # programs that are kept
-Capture = Callable[[nn.Module, Mapping[str, Any], Any, float], Captured]
+Capture = Callable[[nn.Module, Mapping[str, Any], Any], Captured]
 
 
 def shared(capture: Capture) -> Capture:
     """`capture`, which exports what it has not seen yet."""
     kept: dict[str, Captured] = {}
 
-    def once(model: nn.Module, example: Mapping[str, Any], shapes: Any, started: float) -> Captured:
+    def once(model: nn.Module, example: Mapping[str, Any], shapes: Any) -> Captured:
         if not is_plain(model):
-            return capture(model, example, shapes, started)
+            return capture(model, example, shapes)
         key = description(model, example, shapes)
         if key not in kept:
-            made = capture(model, example, shapes, started)
+            made = capture(model, example, shapes)
             kept[key] = replace(made, program=with_tensors(made.program, {}))
             if len(kept) > MOST:
                 del kept[next(iter(kept))]

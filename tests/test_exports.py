@@ -31,7 +31,7 @@ class Counted:
         return self.first
 
     def __call__(self, model: nn.Module, names: tuple[str, ...] = NAMES) -> Captured:
-        return self.capture(model, *hf.example_for(model, names), 0.0)
+        return self.capture(model, *hf.example_for(model, names))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ SRC = Path(__file__).parent.parent / "src"
 FILES = {path.relative_to(SRC).as_posix(): ast.parse(path.read_text()) for path in sorted(SRC.rglob("*.py"))}
 
 ORDER = (
-    "errors folders options passes | spec | capture | lift | prove | rewrite | lower | runtime"
+    "errors folders options passes stages | spec | capture | lift | prove | rewrite | lower | runtime"
     " | report | compiled artefact caching | compiler | bench | cli | integrations | __main__"
 )
 LAYERS = {name: depth for depth, names in enumerate(ORDER.split("|")) for name in names.split()}

@@ -39,6 +39,7 @@ from trilithon.runtime.prompt import PromptGraphs
 from trilithon.runtime.verify import TOLERANCE, canary_inputs, verify_decoder
 from trilithon.spec.assumption import Assumption
 from trilithon.spec.masks import SlidingWindow, parse, parts
+from trilithon.stages import stage, verifying
 
 DEFAULT_TOKENS = 4096
 LEAST_SLOTS = 1024  # tokens a row that a cache which grows is allocated for at first
@@ -79,7 +80,8 @@ def make_decoder(
         InputError: it is more than the program is for.
     """
     try:
-        plan = _plan(source, max_tokens, backend, options)
+        with stage("rewrite"):
+            plan = _plan(source, max_tokens, backend, options)
     except CannotCache as refusal:
         return refusal, cache_notes(refusal)
     decoder, notes = _make(source, plan, backend, options)
@@ -99,7 +101,8 @@ class _Plan:
 
 def _plan(source: Source, max_tokens: int | None, backend: str, options: Options) -> _Plan:
     program = source.program
-    inputs = token_inputs(program)
+    plain = unlift(program)
+    device, inputs = device_of(plain), token_inputs(plain)
     context = split_context(program, inputs.tokens) if inputs.context else None
     native = backend != "tensorrt"  # its cache layer writes consecutive slots
     kept = cache_shapes(program, rings=native, stored=_stored(options), turned=_turned(backend, options))
@@ -112,7 +115,7 @@ def _plan(source: Source, max_tokens: int | None, backend: str, options: Options
         todo = "export it with a dynamic batch axis, or compile with Options(max_batch=1)"
         raise CannotCache(f"no KV cache of {options.max_batch} rows", why=f"the program is for {rows} row", todo=todo)
     most = capacity(longest(program, inputs.tokens), max_tokens)
-    return _Plan(inputs, kept, most, context, device_of(unlift(program)))
+    return _Plan(inputs, kept, most, context, device)
 
 
 def _check_guards(guards: tuple[Assumption, ...], context: Context | None) -> None:
@@ -128,7 +131,8 @@ def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[
     errors: list[float] = []
 
     def build(options: Options, exact: int) -> CachedDecoder:
-        return _build(source.program, plan, backend, options, exact)
+        with stage("build"):
+            return _build(source.program, plan, backend, options, exact)
 
     def verify(decoder: CachedDecoder, options: Options, exact: int) -> None:
         if not options.verify:
@@ -136,12 +140,13 @@ def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[
         times = allowed_times(decoder.modules.decode, plan.device, options)
         lengths = (CANARY if options.cache_dtype is None else CANARY_8BIT) if times is None else _canary_lengths(source.program)
         given = _given(source, plan, min(2, options.max_batch))
-        if plan.context is not None:
-            decoder.take_context(tuple(given.values()), min(2, options.max_batch))
-        try:
-            errors.append(verify_decoder(decoder, source.original(plan.inputs, given), lengths, times))
-        except VerificationFailed as error:
-            raise _located(error, decoder, source.program, options, exact) from error
+        with verifying():
+            if plan.context is not None:
+                decoder.take_context(tuple(given.values()), min(2, options.max_batch))
+            try:
+                errors.append(verify_decoder(decoder, source.original(plan.inputs, given), lengths, times))
+            except VerificationFailed as error:
+                raise _located(error, decoder, source.program, options, exact) from error
 
     decoder, notes = build_right(build, verify, backend, options)
     programs = (decoder.modules.prefill, decoder.modules.decode)
@@ -207,7 +212,8 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
 
     def lowered(name: str, mode: Mode) -> Callable[..., Any]:
         every, most = mode == "extend", 1 if mode == "step" else None
-        gm = insert_cache(program, mode, all_logits=every, rings=native, stored=_stored(options), turned=turned)
+        with stage("rewrite"):
+            gm = insert_cache(program, mode, all_logits=every, rings=native, stored=_stored(options), turned=turned)
         inputs = cached_inputs(gm, kept, plan.max_tokens, options.max_batch, most_tokens=most, first_tokens=first)
         roles: dict[Mode, Role] = {"prompt": "prompt", "step": "step", "extend": "sequence"}
         role = roles[mode] if context is None else "sequence"  # no Inductor for each length of a context

@@ -21,6 +21,7 @@ from trilithon.runtime.protocol import Streamer
 from trilithon.runtime.request import GenerateArguments, Request, make_request
 from trilithon.runtime.run import Generated
 from trilithon.runtime.seq2seq import Seq2Seq, Seq2SeqArguments
+from trilithon.stages import StartUp
 
 Build = Callable[[tuple[str, ...]], tuple[Program, Report]]
 
@@ -111,6 +112,11 @@ class Compiled:
         if isinstance(self.cached, CannotCache):
             raise self.cached
         return self.cached
+
+    @property
+    def start_up(self) -> StartUp:
+        """How long each stage of its compilation took; of one that was loaded, when it was compiled."""
+        return self.report.start_up
 
     @property
     def guard_failures(self) -> int:

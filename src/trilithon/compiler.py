@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,12 +23,12 @@ from trilithon.lower.tensorrt.lower import split_notes
 from trilithon.lower.tensorrt.module import site_forms
 from trilithon.options import Options
 from trilithon.prove.cache import default_cache
-from trilithon.prove.program import Examined, examine_program, prover_of, size_ranges
+from trilithon.prove.program import examine_program, prover_of, size_ranges
 from trilithon.report.build import canonical_heads, site_report, size_names
 from trilithon.report.promises import broken_promises
 from trilithon.report.report import Report
 from trilithon.report.versions import versions
-from trilithon.rewrite.fuse_attention import Proved, why_not_canonical
+from trilithon.rewrite.fuse_attention import Proved, canonical_sites
 from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import device_of, fake_inputs, input_names, unlift
 from trilithon.runtime.decoder import CachedDecoder
@@ -38,6 +37,7 @@ from trilithon.runtime.program import Deferred, Program, expected_inputs, lowere
 from trilithon.runtime.seq2seq import seq2seq_of
 from trilithon.runtime.verify import verify_program
 from trilithon.spec.assumption import Assumption
+from trilithon.stages import clocked, stage, verifying
 
 Example = Mapping[str, Any]
 
@@ -54,8 +54,9 @@ class Analysis:
     @cached_property
     def general(self) -> GraphModule:
         """The program as it was captured, dense masks and all."""
-        program, _ = rewrite(self.captured.program, (), prover_of(self.captured.program))
-        return unlift(program)
+        with stage("rewrite"):
+            program, _ = rewrite(self.captured.program, (), prover_of(self.captured.program))
+            return unlift(program)
 
     @property
     def guards(self) -> tuple[Assumption, ...]:
@@ -76,13 +77,14 @@ def analyse(
     options: Options,
 ) -> Analysis:
     """Capture one call, lift and prove each mask, and rewrite the sites that were proved."""
-    captured = capture(model, example, dynamic_shapes)
-    started = time.perf_counter()
-    cache = default_cache() if options.proof_cache else None
-    examined = examine_program(captured.program, assume, options.solver_seconds, cache)
-    examined_at = time.perf_counter()
-    proved = _canonical(examined)
-    rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program))
+    with stage("export"):
+        captured = capture(model, example, dynamic_shapes)
+    with stage("prove"):
+        cache = default_cache() if options.proof_cache else None
+        examined = examine_program(captured.program, assume, options.solver_seconds, cache)
+    proved = canonical_sites(examined)
+    with stage("rewrite"):
+        rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program))
     heads = canonical_heads(rewritten)
     ranges, sites = size_ranges(captured.program), [site_report(e, heads) for e in examined]
     report = Report(
@@ -94,25 +96,10 @@ def analyse(
         sizes=size_names(captured.program),
         sites=sites,
         passes={name: outcome.changed for name, outcome in outcomes.items()},
-        seconds={
-            "capture": captured.seconds,
-            "prove": examined_at - started,
-            "rewrite": time.perf_counter() - examined_at,
-        },
         versions=versions(),
         warnings=broken_promises(hf.text_config(model), sites, ranges),
     )
     return Analysis(captured, proved, rewritten, report)
-
-
-def _canonical(examined: list[Examined]) -> tuple[Proved, ...]:
-    """The sites that the canonical op can carry."""
-    return tuple(
-        Proved(e.site, e.proof.mask, e.meaning)
-        for e in examined
-        if e.is_proved and e.proof is not None and e.meaning is not None
-        if why_not_canonical(e) is None
-    )
 
 
 def explain(
@@ -139,7 +126,9 @@ def explain(
     if example_kwargs is None and hf.is_hf(model):
         inputs = ("input_ids",) if hf.is_causal_lm(model) else hf.usual_inputs(model)
         example_kwargs, dynamic_shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
-    return analyse(model, example_kwargs, dynamic_shapes, tuple(assume), options).report
+    with clocked() as stages:
+        report = analyse(model, example_kwargs, dynamic_shapes, tuple(assume), options).report
+    return replace(report, seconds=stages.seconds)
 
 
 def lower(
@@ -192,31 +181,43 @@ def compile(
         CannotLower: a backend named by the user cannot serve the model.
         VerificationFailed: a compiled program disagreed with eager.
     """
-    if isinstance(model, str):
-        model = hf.load_model(model)
-    most = capacity(hf.max_positions(model) if isinstance(model, nn.Module) and hf.is_hf(model) else None, max_tokens)
-    backend = resolve_backend(backend, options.cache_dtype)
+    with clocked() as stages:
+        if isinstance(model, str):
+            with stage("load"):
+                model = hf.load_model(model)
+        most = capacity(hf.max_positions(model) if isinstance(model, nn.Module) and hf.is_hf(model) else None, max_tokens)
+        backend = resolve_backend(backend, options.cache_dtype)
+        analysis, decoder, notes = _with_decoder(
+            model, _examples(model, example_kwargs, dynamic_shapes), max_tokens, backend, tuple(assume), options
+        )
+        defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
+        program, report = compile_program(analysis, backend, options, most, defer=defer)
+        report = _as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), notes)
+        seq2seq = seq2seq_of(program, decoder, generation_settings(model))
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
         example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
-        return compile_program(analyse(model, example, shapes, tuple(assume), options), backend, options, most)
+        with clocked() as stages:
+            analysis = analyse(model, example, shapes, tuple(assume), options)
+            program, report = compile_program(analysis, backend, options, most)
+        return program, replace(report, seconds=stages.seconds)
 
-    examples = [(example_kwargs, dynamic_shapes)]
-    if example_kwargs is None and hf.is_hf(model):
-        examples = [hf.example_for(model, inputs) for inputs in hf.input_choices(model)]  # type: ignore[arg-type]
-    analysis, decoder, notes, cached_seconds = _with_decoder(model, examples, max_tokens, backend, tuple(assume), options)
-    defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
-    program, report = compile_program(analysis, backend, options, most, defer=defer)
-    report = replace(report, seconds={**report.seconds, "lower and verify the cache": cached_seconds})
     return Compiled(
         programs={program.inputs: program},
-        report=_as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), notes),
+        report=replace(report, seconds=stages.seconds),
         build=build if hf.is_hf(model) else None,
         decoder=decoder,
         max_tokens=most if isinstance(decoder, CannotCache) else decoder.cache_tokens,
         defaults=hf.generation_defaults(model),
-        seq2seq=seq2seq_of(program, decoder, generation_settings(model)),
+        seq2seq=seq2seq,
     )
+
+
+def _examples(model: Any, example: Example | None, dynamic_shapes: Any) -> list[tuple[Example | None, Any]]:
+    """The calls to capture, best first, with their dynamic shapes."""
+    if example is None and hf.is_hf(model):
+        return [hf.example_for(model, inputs) for inputs in hf.input_choices(model)]
+    return [(example, dynamic_shapes)]
 
 
 def _with_decoder(
@@ -226,9 +227,9 @@ def _with_decoder(
     backend: str,
     assume: tuple[Assumption, ...],
     options: Options,
-) -> tuple[Analysis, CachedDecoder | CannotCache, tuple[str, ...], float]:
-    """Capture the first example that gives a cache, or where none does the first; notes and seconds are of the cache."""
-    found: list[tuple[Analysis, CachedDecoder | CannotCache, tuple[str, ...], float]] = []
+) -> tuple[Analysis, CachedDecoder | CannotCache, tuple[str, ...]]:
+    """Capture the first example that gives a cache, or where none does the first; notes are of the cache."""
+    found: list[tuple[Analysis, CachedDecoder | CannotCache, tuple[str, ...]]] = []
     for example, shapes in examples:
         try:
             analysis = analyse(model, example, shapes, assume, options)
@@ -236,9 +237,8 @@ def _with_decoder(
             if not found:
                 raise
             continue
-        started = time.perf_counter()
         decoder, notes = make_decoder(_source(model, example, analysis), max_tokens, backend, options)
-        found.append((analysis, decoder, notes, time.perf_counter() - started))
+        found.append((analysis, decoder, notes))
         if isinstance(decoder, CachedDecoder):
             return found[-1]
     return found[0]
@@ -265,7 +265,6 @@ def compile_program(
     analysis: Analysis, backend: str, options: Options, max_tokens: int, *, defer: bool = False
 ) -> tuple[Program, Report]:
     """Lower one captured call, rewritten, and verify it against the captured program; with `defer` when first called."""
-    started = time.perf_counter()
     held, fast, always = fake_inputs(analysis.captured.program), unlift(analysis.rewritten), analysis.general
     device = device_of(fast)
     inputs = sequence_inputs(held, analysis.report.ranges, options.max_batch, max_tokens)
@@ -273,12 +272,14 @@ def compile_program(
     notes: list[str] = []
 
     def build(chosen: Options, exact: int) -> Callable[..., Any]:
-        return lower_module(fast, backend, chosen, role="sequence", name="sequence", inputs=inputs, exact=exact)
+        with stage("build"):
+            return lower_module(fast, backend, chosen, role="sequence", name="sequence", inputs=inputs, exact=exact)
 
     def verify(made: Callable[..., Any], chosen: Options, exact: int) -> None:
         if chosen.verify:
             times = allowed_times(made, device, chosen)
-            verify_program(made, always, held, analysis.guards, inputs, device, times)
+            with verifying():
+                verify_program(made, always, held, analysis.guards, inputs, device, times)
 
     def make() -> Callable[..., Any]:
         made, found = build_right(build, verify, backend, options)
@@ -292,6 +293,5 @@ def compile_program(
         guards=analysis.guards,
         when_guard_fails=options.when_guard_fails,
     )
-    seconds = {**analysis.report.seconds, "lower and verify": time.perf_counter() - started}
-    report = replace(analysis.report, seconds=seconds, notes=(backend_note(backend, options, device), *notes))
+    report = replace(analysis.report, notes=(backend_note(backend, options, device), *notes))
     return program, _as_lowered(report, {"call": lowered(program.fast)})

@@ -34,7 +34,7 @@ class Pass(Protocol):
 def run_passes(
     gm: GraphModule, passes: Iterable[Pass], after: Callable[[Pass, GraphModule, Outcome], None] | None = None
 ) -> dict[str, Outcome]:
-    """Run the passes in order; lint the graph after each, then call `after`.
+    """Run the passes in order; lint the graph after each, then call `after`. The code of the module is made at the end.
 
     Raises:
         PassBroke: a pass raised an unexpected error or left an invalid graph.
@@ -57,9 +57,10 @@ def run_passes(
             raise PassBroke(
                 f"pass {p.name} left an invalid graph", why=str(error), todo="this is a bug of Trilithon: please report it"
             ) from error
-        gm.recompile()
         if after is not None:
+            gm.recompile()
             after(p, gm, outcomes[p.name])
+    gm.recompile()
     return outcomes
 
 

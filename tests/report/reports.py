@@ -92,7 +92,7 @@ def report(*sites: SiteReport, **changes: object) -> Report:
         "ranges": {"s0": (1, 1024), "s1": (2, None)},
         "sizes": {"s0": "input_ids axis 1"},
         "passes": {"fuse-attention": 2, "relax-views": 0},
-        "seconds": {"capture": 1.234, "prove": 0.5},
+        "seconds": {"export": 1.234, "prove": 0.5},
         "versions": {"torch": "9.9"},
         "notes": ("backend: native",),
     }

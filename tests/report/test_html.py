@@ -74,7 +74,7 @@ def test_the_page_has_everything():
         "queries 25 to 40 of 41, keys 0 to 15 of 41",
         "below the keys: attention_mask",
         "torch 9.9",
-        "capture 1.23, prove 0.50",
+        "start-up 1.7 s export 1.2, prove 0.5",
         "backend: native",
     ):
         assert part in text, part

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,13 +23,11 @@ class Captured:
         program: decomposed with an empty table: functional, SDPA kept.
         route: the export route that worked.
         failures: one line for each route that was tried before.
-        seconds: time spent.
     """
 
     program: ExportedProgram
     route: str
     failures: tuple[str, ...]
-    seconds: float
 
 
 Example = Mapping[str, Any]
@@ -70,9 +67,8 @@ def capture(model: nn.Module | ExportedProgram, example: Example | None = None, 
         InputError: `model` is neither, or the example is missing.
         CaptureError: no route works; holds the first line of each failure.
     """
-    started = time.perf_counter()
     if isinstance(model, ExportedProgram):
-        return Captured(_functional(model), "given as an ExportedProgram", (), time.perf_counter() - started)
+        return Captured(_functional(model), "given as an ExportedProgram", ())
     if not isinstance(model, nn.Module):
         raise InputError(
             f"cannot capture a {type(model).__name__}",
@@ -91,17 +87,17 @@ def capture(model: nn.Module | ExportedProgram, example: Example | None = None, 
             why="dropout would be part of the program",
             todo="call model.eval() first",
         )
-    return _first_route(model, example, dynamic_shapes or automatic_shapes(example), started)
+    return _first_route(model, example, dynamic_shapes or automatic_shapes(example))
 
 
-def _first_route(model: nn.Module, example: Example, shapes: Any, started: float) -> Captured:
+def _first_route(model: nn.Module, example: Example, shapes: Any) -> Captured:
     failures: list[str] = []
     for name, export in ROUTES:
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 program = export(model, example, shapes)
-            return Captured(program, name, tuple(failures), time.perf_counter() - started)
+            return Captured(program, name, tuple(failures))
         except Exception as error:  # torch.export raises many types; each is kept and reported
             failures.append(f"{name}: {type(error).__name__}: {_first_line(error)}")
     raise CaptureError(

@@ -55,10 +55,10 @@ def generate(
         compiled, ids = _compile(module, backend, text, prompt_tokens, seed, max_new_tokens, max_tokens, options)
     arguments: dict[str, Any] = {} if eos else {"eos_token_id": None}
     arguments |= {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "repetition_penalty": repetition_penalty}
-    arguments |= _draws(temperature, top_k, top_p, min_p, seed)
-    arguments |= _stops(stop, tokenizer) | ({"prompt_lookup_num_tokens": prompt_lookup} if prompt_lookup else {})
+    arguments |= _draws(temperature, top_k, top_p, min_p, seed) | _stops(stop, tokenizer) | _drafts(prompt_lookup)
     _write(str(prompt) if tokenizer else f"[{ids.shape[1]} random tokens] ")
-    print(f"\n\n{_print_generated(compiled, ids, tokenizer, arguments)}")
+    speed = _print_generated(compiled, ids, tokenizer, arguments)
+    print("\n", speed, *(() if is_artefact(model) else (compiled.start_up,)), sep="\n")
 
 
 def _draws(temperature: float, top_k: int, top_p: float, min_p: float, seed: int) -> dict[str, Any]:
@@ -70,6 +70,10 @@ def _stops(stop: list[str], tokenizer: Any | None) -> dict[str, Any]:
     if stop and tokenizer is None:
         raise InputError("--stop was given without a text", why="random tokens have no text to stop at", todo="leave it out")
     return {"stop_strings": stop, "tokenizer": tokenizer} if stop else {}
+
+
+def _drafts(prompt_lookup: int) -> dict[str, Any]:
+    return {"prompt_lookup_num_tokens": prompt_lookup} if prompt_lookup else {}
 
 
 def _print_generated(compiled: Compiled, ids: Tensor, tokenizer: Any | None, arguments: dict[str, Any]) -> str:

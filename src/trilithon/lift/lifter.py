@@ -39,8 +39,9 @@ class Lifter:
         self._done: dict[Node, SymTensor] = {}
         signature = program.graph_signature
         mutated = set(signature.buffers_to_mutate.values())
+        parameters = signature.inputs_to_parameters  # each of these is made anew when it is read
         targets = {
-            **signature.inputs_to_parameters,
+            **parameters,
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
@@ -48,7 +49,7 @@ class Lifter:
         self.data = {
             node: value
             for node, target in targets.items()
-            if target not in mutated and node not in signature.inputs_to_parameters
+            if target not in mutated and node not in parameters
             if isinstance(value := program.state_dict.get(target, program.constants.get(target)), torch.Tensor)
             and not value.is_meta
         }

@@ -15,6 +15,7 @@ from trilithon.spec.assumption import Assumption
 from trilithon.spec.bias import Bias
 from trilithon.spec.masks import Mask
 from trilithon.spec.term import Term
+from trilithon.stages import StartUp
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Report:
         sizes: size symbol -> the axis that has it, e.g. "input_ids axis 1".
         sites: one entry an attention call, in graph order.
         passes: pass name -> number of places rewritten.
-        seconds: stage -> seconds.
+        seconds: stage -> seconds, see `StartUp`; in files written before, other stages.
         versions: package -> version.
         notes: anything else worth a line.
         warnings: what is likely wrong, such as a window that the configuration promises and the program lacks.
@@ -140,6 +141,11 @@ class Report:
         """What the run time checks before it takes the fast program."""
         found = {a: None for s in self.sites if s.verdict is Verdict.PROVED for a in s.assumptions if a.source == "guard"}
         return tuple(found)
+
+    @property
+    def start_up(self) -> StartUp:
+        """How long each stage took."""
+        return StartUp(self.seconds)
 
     def to_dict(self) -> ReportData:
         """Plain data, as `to_json` writes it."""

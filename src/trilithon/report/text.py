@@ -142,7 +142,7 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     for note in report.notes:
         yield "note", note
     if report.seconds:
-        yield "seconds", ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in report.seconds.items())
+        yield report.start_up.title, report.start_up.parts
     if report.versions:
         yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,6 +31,16 @@ class Proved:
     site: Site
     mask: Mask
     meaning: Meaning
+
+
+def canonical_sites(examined: Iterable[Examined]) -> tuple[Proved, ...]:
+    """The sites that the canonical op can carry."""
+    return tuple(
+        Proved(e.site, e.proof.mask, e.meaning)
+        for e in examined
+        if e.is_proved and e.proof is not None and e.meaning is not None
+        if why_not_canonical(e) is None
+    )
 
 
 def why_not_canonical(examined: Examined) -> str | None:

@@ -30,8 +30,7 @@ def seal(gm: GraphModule, program: ExportedProgram) -> ExportedProgram:
         for spec, node in zip(program.graph_signature.output_specs, outputs, strict=True)  # type: ignore[arg-type]
     ]
     signature = ExportGraphSignature(input_specs=list(program.graph_signature.input_specs), output_specs=specs)
-    gm.recompile()
-    return ExportedProgram(
+    return ExportedProgram(  # it makes the code of the graph
         root=gm,
         graph=gm.graph,
         graph_signature=signature,

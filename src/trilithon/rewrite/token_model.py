@@ -67,7 +67,7 @@ def token_model(program: ExportedProgram, tokens: str | None = None) -> TokenMod
     for node in gm.graph.find_nodes(op="call_function", target=ATTENTION):
         if node.kwargs:
             node.args, node.kwargs = tuple(bound_arguments(node).values()), {}
-    inputs = _token_inputs(gm, tokens)
+    inputs = token_inputs(gm, tokens)
     sizes = _sizes(gm, inputs, program)
     unproved = find_sites(gm.graph)
     if unproved:
@@ -85,18 +85,6 @@ def token_model(program: ExportedProgram, tokens: str | None = None) -> TokenMod
     return TokenModel(gm, inputs, labels, sizes, sites, _logits(gm, labels, sizes))
 
 
-def token_inputs(program: ExportedProgram, tokens: str | None = None) -> TokenInputs:
-    """Which inputs of a program are its tokens, their positions, and the results of its context.
-
-    Args:
-        tokens: as given to `token_model`.
-
-    Raises:
-        CannotCache: the inputs are not those of a token model, or its context cannot be cut out.
-    """
-    return _token_inputs(unlift(program), tokens)
-
-
 def _check_over_context(node: Node, labels: Mapping[Node, Found]) -> None:
     """Cross attention stays as it is: its mask may say which keys of the context there are, not where a query stands."""
     if any(not isinstance(p, Padding) for p in parts(parse(str(node.args[3])))):
@@ -109,7 +97,16 @@ def _check_over_context(node: Node, labels: Mapping[Node, Found]) -> None:
             raise refuse(node, f"it reads {x.name}, which depends on tokens")
 
 
-def _token_inputs(gm: GraphModule, given: str | None) -> TokenInputs:
+def token_inputs(gm: GraphModule, given: str | None = None) -> TokenInputs:
+    """Which inputs of a program are its tokens, their positions, and the results of its context.
+
+    Args:
+        gm: made by `unlift`; its context is cut out.
+        given: the token input, as given to `token_model`.
+
+    Raises:
+        CannotCache: the inputs are not those of a token model, or its context cannot be cut out.
+    """
     held = {n.name: n for n in gm.graph.nodes if n.op == "placeholder"}
     tokens = [name for name, n in held.items() if name != POSITIONS and _is_tokens(n.meta["val"])]
     if given is None and DECODER_TOKENS in tokens and len(held) > 1:

@@ -32,21 +32,26 @@ def lower_native(gm: GraphModule, *, trim: bool = False, split: bool = False) ->
             is for a CPU, where that costs nothing.
         split: a few queries over a cache run on our kernels for GPUs, which read the slots in use alone.
     """
-    replace_attention(gm, trim=trim, split=split)
+    _replace(gm, trim, split)
     gm.graph.eliminate_dead_code()
+    gm.graph.lint()
     gm.recompile()
     return gm
 
 
-def replace_attention(gm: GraphModule, *, trim: bool = False, split: bool = False) -> GraphModule:
+def replace_attention(gm: GraphModule) -> GraphModule:
     """Replace every `trilithon::attention` of the graph, in place, and return it."""
+    _replace(gm, trim=False, split=False)
+    gm.graph.lint()
+    gm.recompile()
+    return gm
+
+
+def _replace(gm: GraphModule, trim: bool, split: bool) -> None:
     lowering = _Lowering(gm, trim, split)
     for node in list(gm.graph.nodes):
         if node.target is ATTENTION:
             lowering.replace(node)
-    gm.graph.lint()
-    gm.recompile()
-    return gm
 
 
 @dataclass

@@ -20,6 +20,7 @@ from trilithon.lower.native.fused.launch import Attention
 from trilithon.lower.native.fused.operations import CannotFuse
 from trilithon.lower.native.fused.tune import tune
 from trilithon.rewrite.unlift import device_of
+from trilithon.stages import stage
 
 AGREED = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4}  # most relative error of logits, one against other
 TRIED_SLOTS = 300  # of the caches on which both forms of a step are compared
@@ -55,8 +56,10 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
     fused: GraphModule | None = None
     try:
         fused = fuse_step(gm, inputs)
-        tune(fused, _tried(inputs, gm, TUNED_SLOTS))
-        _compare(gm, fused, inputs)
+        with stage("tune"):
+            tune(fused, _tried(inputs, gm, TUNED_SLOTS))
+        with stage("verify"):
+            _compare(gm, fused, inputs)
     except CannotFuse as refusal:
         log.info("%s", refusal)
         refused = refusal.why + (f" at {refusal.where}" if refusal.where else "")
