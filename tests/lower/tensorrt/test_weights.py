@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_BYTES", 1)
 
 
+@pytest.fixture(scope="module")
+def llama() -> Iterator[tuple[nn.Module, Compiled]]:
+    """A model in halves, and its engines, which read its matrices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LEAST_BYTES", 1)
+        model = halves("llama-3.2", torch.float16)
+        yield model, compiled(model, verify=False)
+
+
 def halves(name: str, dtype: torch.dtype) -> nn.Module:
     return tiny(name).to(dtype)
 
@@ -44,8 +54,9 @@ def compiled(model: nn.Module, **options: Any) -> Compiled:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["llama-3.2", "qwen2.5", "qwen3"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("llama-3.2", torch.float16), ("qwen2.5", torch.bfloat16), ("qwen3", torch.float16)]
+)
 def test_a_model_reads_its_own_matrices(name: str, dtype: torch.dtype) -> None:
     """Of each layer four are read, and one of embeddings; prompts and steps read the same."""
     model = halves(name, dtype)
@@ -67,21 +78,18 @@ def test_a_model_reads_its_own_matrices(name: str, dtype: torch.dtype) -> None:
     assert relative_error(got, exact) <= 2 * relative_error(eager, exact)
 
 
-@pytest.mark.usefixtures("small")
-def test_a_change_of_the_model_is_seen() -> None:
+def test_a_change_of_the_model_is_seen(llama: tuple[nn.Module, Compiled]) -> None:
     """Engines hold no copy: what is changed in place is read."""
-    model = halves("llama-3.2", torch.float16)
-    llm, ids = compiled(model), torch.arange(1, 12)[None]
-    with torch.no_grad():
-        model.lm_head.weight[7] *= 3  # type: ignore[operator, index, union-attr]
-        want = model(ids).logits[:, -1]
-    assert relative_error(llm.decoder.prefill(ids, torch.tensor([0])), want) < 1e-2
+    (model, llm), ids = llama, torch.arange(1, 12)[None]
+    for factor in (3, 1 / 3):
+        with torch.no_grad():
+            model.lm_head.weight[7] *= factor  # type: ignore[operator, index, union-attr]
+            want = model(ids).logits[:, -1]
+        assert relative_error(llm.decoder.prefill(ids, torch.tensor([0])), want) < 1e-2
 
 
-@pytest.mark.usefixtures("small")
-def test_weights_are_saved_once(tmp_path: Path) -> None:
-    model = halves("llama-3.2", torch.float16)
-    llm = compiled(model)
+def test_weights_are_saved_once(llama: tuple[nn.Module, Compiled], tmp_path: Path) -> None:
+    model, llm = llama
     folder = llm.save(tmp_path / "saved")
     kept = load_file(folder / "weights.safetensors")
     assert len(kept) == len(llm.decoder.modules.prefill.weights)  # type: ignore[attr-defined]
@@ -98,6 +106,13 @@ def test_weights_are_saved_once(tmp_path: Path) -> None:
         trilithon.load(folder, device="cpu")
 
 
+def test_a_step_has_one_product_of_matrices_a_layer(llama: tuple[nn.Module, Compiled]) -> None:
+    """That behind the activation; all others are kernels with what stands in front of them."""
+    model, llm = llama
+    net = llm.decoder.modules.decode.network  # type: ignore[attr-defined]
+    assert kinds(net).count("MATRIX_MULTIPLY") == model.config.num_hidden_layers  # type: ignore[union-attr]
+
+
 @pytest.mark.usefixtures("small")
 def test_engines_of_other_matrices_are_found_again(tmp_path: Path) -> None:
     """They hold no more than the vectors: of those, others make another engine."""
@@ -108,12 +123,6 @@ def test_engines_of_other_matrices_are_found_again(tmp_path: Path) -> None:
         llm = compiled(model, engine_cache=str(tmp_path))
         assert len(list(tmp_path.glob("*.plan"))) == plans
         assert llm.generate(torch.ones(1, 4, dtype=torch.int64), max_new_tokens=2).shape == (1, 6)
-
-
-def test_small_and_wide_weights_are_part_of_the_engine() -> None:
-    for model in (halves("llama-3.2", torch.float16), tiny("llama-3.2")):
-        llm = compiled(model, verify=False)
-        assert llm.decoder.modules.prefill.weights == {}  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------ graphs
@@ -171,9 +180,12 @@ def test_products_of_one_vector(biases: tuple[int | None, ...], expected: int) -
         torch.testing.assert_close(got[f"output_{i}"], theirs, rtol=1e-3, atol=2e-3)
 
 
-def test_small_products_stay_apart() -> None:
-    gm = merge_products(products(random(5, 8), random(6, 8)))
+@pytest.mark.parametrize(("least", "dtype"), [(1 << 20, torch.float16), (1, torch.float32)], ids=["small", "wide"])
+def test_small_and_wide_weights_are_part_of_the_engine(least: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_BYTES", least)
+    gm = merge_products(products(random(5, 8, dtype=dtype), random(6, 8, dtype=dtype)))
     assert linears(gm) == 2
+    assert convert(gm, [Input("x", dtype, (fixed(2), fixed(3), fixed(8)))]).weights == {}
 
 
 @pytest.mark.usefixtures("small")
@@ -279,11 +291,3 @@ def test_columns_are_interpreted_without_the_wide_matrix(twice: bool, monkeypatc
     net.output(net.cast(made, torch.float16), "seen")  # something else reads the products now
     again = [layer.kind for layer in together(layers_of(net, {}, Mode(None, 0.0)))]
     assert again.count(columns.COLUMNS) == (1 if twice else 0)
-
-
-@pytest.mark.usefixtures("small")
-def test_a_step_has_one_product_of_matrices_a_layer() -> None:
-    """That behind the activation; all others are kernels with what stands in front of them."""
-    model = halves("llama-3.2", torch.float16)
-    net = compiled(model, verify=False).decoder.modules.decode.network  # type: ignore[attr-defined]
-    assert kinds(net).count("MATRIX_MULTIPLY") == model.config.num_hidden_layers  # type: ignore[union-attr]
