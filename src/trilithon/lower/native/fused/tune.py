@@ -8,6 +8,8 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +54,34 @@ def tune(fused: GraphModule, inputs: list[Tensor], measure: Callable[[list[Call]
 
 
 def calls_of(fused: GraphModule, inputs: list[Tensor]) -> dict[str, list[Call]]:
-    """The calls of one run, by what decides how fast they are: source, sizes, GPU and version of PyTorch."""
+    """The calls of one run, by what decides how fast they are: source, tensors, settings, GPU, versions of compilers."""
     found: dict[str, list[Call]] = defaultdict(list)
 
     class Record(Interpreter):
         def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             kernel = self.fetch_attr(target)
             if hasattr(kernel, "source"):
-                sizes = [tuple(x.shape) for x in args if isinstance(x, Tensor)]
-                device = torch.cuda.get_device_name(args[0].device) if args[0].is_cuda else "cpu"
-                known = repr((kernel.source, sizes, kernel.candidates(), device, torch.__version__))
-                found[hashlib.sha256(known.encode()).hexdigest()[:24]].append((kernel, args))
+                found[_key(kernel, [x for x in args if isinstance(x, Tensor)])].append((kernel, args))
             return super().call_module(target, args, kwargs)
 
     Record(fused).run(*inputs)
     return found
+
+
+def _key(kernel: Any, tensors: list[Tensor]) -> str:
+    held = [(tuple(x.shape), x.stride(), str(x.dtype)) for x in tensors]
+    device = torch.cuda.get_device_name(tensors[0].device) if tensors[0].is_cuda else "cpu"
+    known = repr((kernel.source, held, kernel.candidates(), device, torch.__version__, _triton()))
+    return hashlib.sha256(known.encode()).hexdigest()[:24]
+
+
+@cache
+def _triton() -> str:
+    """Its version; it comes with PyTorch, and may be another."""
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _fastest(calls: list[Call], measure: Callable[[list[Call]], float]) -> dict[str, int]:
