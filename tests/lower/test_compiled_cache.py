@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+TESTS = Path(__file__).parent.parent
 RUN = "from lower.test_compiled_cache import found; found()"
 
 
@@ -51,7 +52,7 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     def run(seed: str) -> dict[str, object]:
         folders = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "TRILITHON_CACHE": str(tmp_path / "proofs")}
         env = {**os.environ, **folders, "PYTHONHASHSEED": seed}
-        ran = subprocess.run([sys.executable, "-c", RUN], env=env, capture_output=True, check=True, text=True)
+        ran = subprocess.run([sys.executable, "-c", RUN], env=env, cwd=TESTS, capture_output=True, check=True, text=True)
         made: dict[str, object] = json.loads(ran.stdout.splitlines()[-1])
         return made
 

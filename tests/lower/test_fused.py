@@ -41,6 +41,7 @@ interpreted = pytest.mark.skipif(
 )
 FUSED = ("llama", "qwen3", "gemma2", "gemma3", "phi3", "gpt-neox", "phi", "glm")
 SLOTS = 40
+TESTS = Path(__file__).parent.parent
 
 
 @cache
@@ -216,7 +217,8 @@ def sources() -> str:
 def test_sources_are_the_same_in_each_process() -> None:
     """Else settings would be measured, and kernels compiled, anew in each."""
     run = [sys.executable, "-c", "from lower.test_fused import sources; print(sources())"]
-    other = subprocess.run(run, env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True, check=True, text=True)
+    env = {**os.environ, "PYTHONHASHSEED": "1"}
+    other = subprocess.run(run, env=env, cwd=TESTS, capture_output=True, check=True, text=True)
     assert "@triton.jit" in sources() and other.stdout == f"{sources()}\n"
 
 
