@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ def found() -> None:
     print(json.dumps({"kept": kept, "ids": ids.tolist()}))
 
 
+@pytest.mark.timeout(300)
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     def run(seed: str) -> dict[str, object]:
         folders = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "TRILITHON_CACHE": str(tmp_path / "proofs")}
