@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,15 +15,17 @@ from torch.fx import Graph, GraphModule
 
 import trilithon
 from models.configs import tiny
-from trilithon import Compiled, InputError, Options
+from trilithon import CannotLower, Compiled, InputError, Options
 from trilithon.lower.inputs import Axis, Input, fixed
 from trilithon.lower.tensorrt import weights as module
 from trilithon.lower.tensorrt.convert import convert
 from trilithon.lower.tensorrt.converters import matmul
-from trilithon.lower.tensorrt.engine import build
+from trilithon.lower.tensorrt.engine import Engine, build
+from trilithon.lower.tensorrt.execute import Executor
 from trilithon.lower.tensorrt.interpret import columns, interpret
 from trilithon.lower.tensorrt.interpret.columns import together
 from trilithon.lower.tensorrt.interpret.read import Mode, layers_of
+from trilithon.lower.tensorrt.library import dtypes
 from trilithon.lower.tensorrt.weights import LINEAR, merge_products
 from trilithon.runtime.verify import relative_error
 
@@ -65,8 +67,8 @@ def test_a_model_reads_its_own_matrices(name: str, dtype: torch.dtype) -> None:
     layers, tied = model.config.num_hidden_layers, model.config.tie_word_embeddings  # type: ignore[union-attr]
     assert len(prefill.weights) == 4 * layers + (1 if tied else 2)
     assert [x.data_ptr() for x in prefill.weights.values()] == [x.data_ptr() for x in decode.weights.values()]
-    own = {p.data_ptr() for p in model.parameters()}
-    assert sum(x.data_ptr() in own for x in prefill.weights.values()) == 2 * layers + (1 if tied else 2)  # o, down
+    own = {p.data_ptr() for p in model.parameters()}  # a merged matrix begins where its first part does
+    assert all(x.data_ptr() in own for x in prefill.weights.values())
     assert prefill.engine.weights == tuple(prefill.weights)
     assert "weights.0" not in {spec.name for spec in prefill.engine.inputs}
     ids = torch.arange(1, 12)[None]
@@ -79,12 +81,15 @@ def test_a_model_reads_its_own_matrices(name: str, dtype: torch.dtype) -> None:
 
 
 def test_a_change_of_the_model_is_seen(llama: tuple[nn.Module, Compiled]) -> None:
-    """Engines hold no copy: what is changed in place is read."""
+    """Engines hold no copy: what is changed in place is read, merged matrices too."""
     (model, llm), ids = llama, torch.arange(1, 12)[None]
-    for factor in (3, 1 / 3):
+    weight = model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    before = llm.decoder.prefill(ids, torch.tensor([0]))
+    for factor in (8, 1 / 8):
         with torch.no_grad():
-            model.lm_head.weight[7] *= factor  # type: ignore[operator, index, union-attr]
+            weight *= factor
             want = model(ids).logits[:, -1]
+        assert (relative_error(want, before) > 5e-2) == (factor == 8)
         assert relative_error(llm.decoder.prefill(ids, torch.tensor([0])), want) < 1e-2
 
 
@@ -199,18 +204,39 @@ def test_what_another_operation_reads_is_no_input() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_programs_of_one_model_share_what_is_merged() -> None:
-    first, second, other = random(5, 8), random(6, 8), random(6, 8) + 1
-    both = [merge_products(products(first, second)).merged_0_1 for _ in range(2)]
-    assert both[0] is both[1]
-    changed = merge_products(products(first, other)).merged_0_1
-    torch.testing.assert_close(changed, torch.cat([first, other]))  # type: ignore[arg-type]
-    longer = merge_products(products(first, second, other)).merged_0_1
-    assert longer.shape == (17, 8)
-    kept = len(module._JOINED)
-    del first
-    gc.collect()
-    assert len(module._JOINED) < kept
+def test_what_is_merged_takes_the_place_of_its_parts() -> None:
+    """The parts are views of it, so that a change of one is seen; the next program of the model uses the same."""
+    parts = [nn.Parameter(random(n, 8)) for n in (5, 6, 7)]
+    kept = [part.detach().clone() for part in parts]
+    first = merge_products(products(*parts)).merged_0_1
+    assert first.untyped_storage().nbytes() == sum(part.nbytes for part in parts)
+    assert all(torch.equal(part, before) for part, before in zip(parts, kept, strict=True))
+    again = merge_products(products(*parts)).merged_0_1
+    assert again.data_ptr() == first.data_ptr() and torch.equal(again, first)  # type: ignore[arg-type, operator]
+    with torch.no_grad():
+        parts[1] += 1
+    assert torch.equal(first[5:11], parts[1])  # type: ignore[index]
+    other = nn.Parameter(random(6, 8))
+    changed = merge_products(products(parts[0], other)).merged_0_1
+    torch.testing.assert_close(changed, torch.cat([parts[0].detach(), other.detach()]))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("small")
+def test_parts_that_do_not_lie_in_rows() -> None:
+    """One behind the other in one memory, and yet no matrix below another."""
+    memory = random(2, 6, 6)
+    parts = [nn.Parameter(memory[i].T) for i in range(2)]
+    want = torch.cat([part.detach() for part in parts])
+    assert torch.equal(merge_products(products(*parts)).merged_0_1, want)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [{}, {"weights.0": random(6, 7)}, {"weights.0": random(6, 8).float()}])
+def test_weights_that_an_engine_does_not_take(given: dict[str, Tensor], tmp_path: Path) -> None:
+    """An engine would read beyond a tensor that is too small."""
+    engine = Engine(tmp_path / "a.plan", (), (), {}, ("weights.0",), "sm80", (), (), 0.0)
+    own = SimpleNamespace(get_tensor_dtype=lambda name: dtypes()[torch.float16], get_tensor_shape=lambda name: (6, 8))
+    with pytest.raises(CannotLower, match=r"reads weights.0, torch.float16 \[6, 8\], and there is"):
+        Executor(engine, given)._bind_weights(SimpleNamespace(engine=own))
 
 
 @pytest.mark.usefixtures("small")

@@ -21,11 +21,11 @@ class Executor:
     Calls may be captured in a CUDA graph once one of the same shapes was made before.
 
     Args:
-        weights: what the engine reads beside its inputs, by name, on the GPU.
+        weights: what the engine reads beside its inputs, by name.
     """
 
     def __init__(self, engine: Engine, weights: Mapping[str, Tensor]) -> None:
-        self.engine, self.weights = engine, weights
+        self.engine, self.weights = engine, dict(weights)
         self._written = set(engine.aliases.values())
 
     @property
@@ -56,9 +56,28 @@ class Executor:
                 why="; ".join(errors_since(place)) or "TensorRT gives no context for it, and says no more",
                 todo="free memory of the GPU, or compile with a smaller max_tokens or max_batch",
             )
-        for name in self.engine.weights:
-            context.set_tensor_address(name, self.weights[name].data_ptr())
+        self._bind_weights(context)
         return runtime, loaded, config, context
+
+    def _bind_weights(self, context: Any) -> None:
+        """Give the context the addresses of the weights; those on the CPU are copied to the GPU first.
+
+        Raises:
+            CannotLower: one is missing, or is not what the engine was built for.
+        """
+        engine = context.engine
+        for name in self.engine.weights:
+            wanted = torch_dtypes()[engine.get_tensor_dtype(name)], tuple(engine.get_tensor_shape(name))
+            given = self.weights.get(name)
+            if given is None or (given.dtype, tuple(given.shape)) != wanted:
+                found = "there is none" if given is None else f"there is one of {given.dtype} {list(given.shape)}"
+                raise CannotLower(
+                    f"cannot run the engine {self.engine.plan.name}",
+                    why=f"it reads {name}, {wanted[0]} {list(wanted[1])}, and {found}",
+                    todo="save it again, or compile it again",
+                )
+            self.weights[name] = given.to("cuda")
+            context.set_tensor_address(name, self.weights[name].data_ptr())
 
     @cached_property
     def _used(self) -> set[str]:

@@ -3,12 +3,11 @@
 Small weights are part of an engine. A large matrix of halves is an input with a fixed address: building an engine makes no
 copy of it, an engine's file does not hold it, and prompts, steps and PyTorch share one. Where weights are part of an engine
 TensorRT makes one product of those that read one vector (query, key and value; gate and up); where they are inputs it does
-not, so it is done here, with one matrix that takes the place of theirs.
+not, so it is done here: their matrices are put into one, one below the other, and become views of it.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -100,16 +99,21 @@ def _merge(gm: GraphModule, x: Node, products: Sequence[Node], name: str) -> Non
         graph.erase_node(product)
 
 
-_JOINED: Any = WeakIdKeyDictionary()  # first part -> (the other parts, what they make)
+_REPLACED: Any = WeakIdKeyDictionary()  # part -> its memory before: CUDA graphs that were captured then read it by address
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """The parts one below the other; the programs of one model share it."""
-    first, *others = parts
-    known = _JOINED.get(first)
-    if known is not None and len(known[0]) == len(others) and all(r() is x for r, x in zip(known[0], others, strict=True)):
-        made: Tensor = known[1]
-        return made
+    """One matrix of all parts, one below the other; where it is made the parts become views of it, as the model has them."""
+    first, ends = parts[0], [parts[0].data_ptr()]
+    for part in parts:
+        ends.append(part.data_ptr() + part.nbytes)
+    together = all(part.data_ptr() == end and part.is_contiguous() for part, end in zip(parts, ends, strict=False))
+    if together and len({part.untyped_storage().data_ptr() for part in parts}) == 1:  # by another program of the model
+        return first.detach().as_strided((sum(len(part) for part in parts), *first.shape[1:]), first.stride())
     made = torch.cat([part.detach() for part in parts])
-    _JOINED[first] = [weakref.ref(part) for part in others], made
+    start = 0
+    for part in parts:
+        if part.is_cuda:
+            _REPLACED[part] = part.detach()
+        part.data, start = made[start : start + len(part)], start + len(part)
     return made
