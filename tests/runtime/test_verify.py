@@ -102,3 +102,20 @@ def test_wrong_padding_shows(decoder: CachedDecoder, model: nn.Module, monkeypat
     monkeypatch.setattr(CachedDecoder, "prefill", lambda self, ids, pad: right(self, ids, pad * 0))
     with pytest.raises(VerificationFailed, match="with left padding disagrees"):
         verify_decoder(decoder, original(model))
+
+
+def test_prompts_that_go_wrong_when_replayed_show(decoder: CachedDecoder, model: nn.Module) -> None:
+    """The first two of a size run and are captured; what is read then and freed shows later."""
+    runs = []
+
+    def prompts(*arguments: torch.Tensor) -> torch.Tensor:
+        runs.append(arguments[0].shape)
+        logits = decoder.modules.prefill(*arguments)
+        return logits if len(runs) < 3 else logits * 1.5
+
+    decoder.prompts = prompts  # type: ignore[assignment]
+    try:
+        with pytest.raises(VerificationFailed, match="prefill of 6 tokens and decode disagrees"):
+            verify_decoder(decoder, original(model))
+    finally:
+        decoder.prompts = None

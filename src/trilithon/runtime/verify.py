@@ -178,6 +178,8 @@ def verify_decoder(
         prompts.append((ids[:, :total], length, (0,) * rows))
         if n == 0 and length >= 3:
             prompts.append((ids[:, :total], length, (0, 2)[-rows:]))  # of one row the padding is cut off, else masked
+    if decoder.prompts is not None:
+        prompts += prompts[:1] * 2  # by now they are replayed, from what the capture left behind
     wider = None if times is None else original.widened()
     shown = [_run_prompt(decoder, original, wider, *prompt) for prompt in prompts]
     stored = next((shape.stored for shape in decoder.shapes), None)
