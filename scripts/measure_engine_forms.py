@@ -91,7 +91,7 @@ def measured(model: nn.Module, form: Form, ids: Tensor, exact: dict[int, Tensor]
         "prefill_ms": first.median * 1e3,
         "step_ms": steps.median / 50 * 1e3,
         "memory_gb": (free - torch.cuda.mem_get_info()[0]) / 1e9,
-        "plans_mb": [x.engine.plan_bytes / 1e6 for x in (decoder.modules.prefill, decoder.modules.decode)],  # type: ignore[attr-defined]
+        "plans_mb": [x.engine.plan_bytes / 1e6 for x in (decoder.modules.prefill, decoder.modules.decode)],
         "build_s": built,
         "errors": errors,
     }
