@@ -58,6 +58,7 @@ def save(compiled: Compiled, folder: str | Path) -> Path:
             shutil.copyfile(module.engine.plan, folder / f"{name}.plan")
     weights, readers = _weights(modules)
     save_file(weights, folder / WEIGHTS)
+    shutil.copymode(folder / f"{next(iter(modules))}.plan", folder / WEIGHTS)  # safetensors gives it to its owner alone
     manifest = {
         "format": FORMAT,
         "report": encode(_report_data(compiled.report)),

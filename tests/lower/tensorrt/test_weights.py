@@ -96,6 +96,8 @@ def test_a_change_of_the_model_is_seen(llama: tuple[nn.Module, Compiled]) -> Non
 def test_weights_are_saved_once(llama: tuple[nn.Module, Compiled], tmp_path: Path) -> None:
     model, llm = llama
     folder = llm.save(tmp_path / "saved")
+    modes = {file.stat().st_mode for file in folder.iterdir()}
+    assert len(modes) == 1
     kept = load_file(folder / "weights.safetensors")
     assert len(kept) == len(llm.decoder.modules.prefill.weights)  # type: ignore[attr-defined]
     large = sum(p.nbytes for p in model.parameters() if p.dim() == 2)
