@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -57,8 +58,10 @@ def save(compiled: Compiled, folder: str | Path) -> Path:
         if module.engine.plan.resolve() != (folder / f"{name}.plan").resolve():
             shutil.copyfile(module.engine.plan, folder / f"{name}.plan")
     weights, readers = _weights(modules)
-    save_file(weights, folder / WEIGHTS)
-    shutil.copymode(folder / f"{next(iter(modules))}.plan", folder / WEIGHTS)  # safetensors gives it to its owner alone
+    fresh = folder / f".new-{os.getpid()}-{WEIGHTS}"  # the old file may be what the weights are mapped from
+    save_file(weights, fresh)
+    shutil.copymode(folder / f"{next(iter(modules))}.plan", fresh)  # safetensors gives it to its owner alone
+    os.replace(fresh, folder / WEIGHTS)
     manifest = {
         "format": FORMAT,
         "report": encode(_report_data(compiled.report)),

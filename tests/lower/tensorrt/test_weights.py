@@ -106,6 +106,9 @@ def test_weights_are_saved_once(llama: tuple[nn.Module, Compiled], tmp_path: Pat
     for name in ("prefill", "decode"):
         mine, theirs = (getattr(x.decoder.modules, name).weights for x in (again, llm))
         assert list(mine) == list(theirs) and all(torch.equal(mine[x], theirs[x]) for x in mine)
+    again.save(folder)  # over the file that its weights are mapped from
+    mapped = again.decoder.modules.prefill.weights["weights.0"]  # type: ignore[attr-defined]
+    assert torch.equal(mapped, llm.decoder.modules.prefill.weights["weights.0"])  # type: ignore[attr-defined]
     shared = [getattr(again.decoder.modules, name).weights["weights.0"] for name in ("prefill", "decode")]
     assert shared[0].data_ptr() == shared[1].data_ptr()
     (folder / "weights.safetensors").write_bytes((folder / "weights.safetensors").read_bytes()[:-1])
