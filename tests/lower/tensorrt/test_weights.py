@@ -116,6 +116,16 @@ def test_weights_are_saved_once(llama: tuple[nn.Module, Compiled], tmp_path: Pat
         trilithon.load(folder, device="cpu")
 
 
+def test_a_model_with_merged_matrices_is_saved_as_before(llama: tuple[Any, Compiled], tmp_path: Path) -> None:
+    """transformers and safetensors tell views of one memory from shared weights."""
+    model, _ = llama
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float16).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+    large = sum(p.nbytes for p in model.parameters())
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.safetensors")) < large + 10_000
+
+
 def test_a_step_has_one_product_of_matrices_a_layer(llama: tuple[nn.Module, Compiled]) -> None:
     """That behind the activation; all others are kernels with what stands in front of them."""
     model, llm = llama
