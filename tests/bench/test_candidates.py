@@ -79,7 +79,7 @@ def test_a_model_with_its_own_attention_has_no_flex_row():
 
 @pytest.mark.parametrize("tensorrt", [False, True])
 @pytest.mark.parametrize("torch_tensorrt", [False, True])
-def test_runnable_rows_are_those_of_installed_packages(monkeypatch, tensorrt, torch_tensorrt):
+def test_runnable_rows_are_those_of_installed_packages(monkeypatch, caplog, tensorrt, torch_tensorrt):
     def package(installed):
         def found(*device):
             if not installed:
@@ -91,7 +91,10 @@ def test_runnable_rows_are_those_of_installed_packages(monkeypatch, tensorrt, to
     monkeypatch.setattr(torch_tensorrt_row, "library", package(torch_tensorrt))
     rows = runnable(torch.device("cuda"))
     assert set(rows) == {*EVERYWHERE, *(TENSORRT_ROWS if tensorrt else ()), *(TORCH_TENSORRT_ROWS if torch_tensorrt else ())}
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 2 - tensorrt - torch_tensorrt and all(x.endswith(": it is not installed") for x in texts)
     assert runnable(torch.device("cpu")) == EVERYWHERE
+    assert "rows left out: torch-tensorrt, torch-tensorrt-masked: the model is on cpu, not on a GPU" in caplog.text
     assert "hf-flex" in EVERYWHERE and set(ROWS) <= set(EVERYWHERE)
 
 

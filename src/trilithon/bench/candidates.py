@@ -11,6 +11,7 @@ Only Trilithon's rows load what they need: the prover, and TensorRT. The others 
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -43,6 +44,7 @@ TORCH_TENSORRT_ROWS: dict[str, tuple[str, str, dict[str, bool]]] = {  # name, no
 }
 EVERYWHERE = ("pytorch", "hf-dynamic", "hf-static", "hf-flex", "kept", "causal", "static")  # need no other package
 KNOWN = (*EVERYWHERE, *TENSORRT_ROWS, *TORCH_TENSORRT_ROWS)
+log = logging.getLogger(__name__)
 LogitsOf = Callable[[Tensor], Tensor]  # ids [b s] -> logits [b, s or 1, v]
 
 
@@ -85,23 +87,22 @@ def candidates(
 
 
 def runnable(device: torch.device) -> tuple[str, ...]:
-    """The rows among `KNOWN` that can run on `device` with what is installed."""
-    rows: tuple[str, ...] = EVERYWHERE
-    if device.type != "cuda":
-        return rows
+    """The rows among `KNOWN` that can run on `device` with what is installed; a warning says which cannot, and why."""
     from trilithon.lower.tensorrt.library import library
 
-    try:
-        library()
-        rows += TENSORRT_ROWS
-    except TrilithonError:
-        pass
-    try:
-        torch_tensorrt_row.library(device)
-        rows += tuple(TORCH_TENSORRT_ROWS)
-    except TrilithonError:
-        pass
-    return rows
+    found = [*EVERYWHERE]
+    for names, package in (
+        (TENSORRT_ROWS, library),
+        (tuple(TORCH_TENSORRT_ROWS), lambda: torch_tensorrt_row.library(device)),
+    ):
+        try:
+            if device.type != "cuda":
+                raise TrilithonError("cannot measure an engine here", why=f"the model is on {device.type}, not on a GPU")
+            package()
+            found += names
+        except TrilithonError as error:
+            log.warning("rows left out: %s: %s", ", ".join(names), error.why or error.what)
+    return tuple(found)
 
 
 def decoder_size(model: nn.Module) -> DecoderSize:
