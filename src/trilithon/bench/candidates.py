@@ -91,10 +91,11 @@ def runnable(device: torch.device) -> tuple[str, ...]:
     from trilithon.lower.tensorrt.library import library
 
     found = [*EVERYWHERE]
-    for names, package in (
+    packages: list[tuple[Sequence[str], Callable[[], Any]]] = [
         (TENSORRT_ROWS, library),
         (tuple(TORCH_TENSORRT_ROWS), lambda: torch_tensorrt_row.library(device)),
-    ):
+    ]
+    for names, package in packages:
         try:
             if device.type != "cuda":
                 raise TrilithonError("cannot measure an engine here", why=f"the model is on {device.type}, not on a GPU")
