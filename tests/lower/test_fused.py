@@ -113,7 +113,7 @@ def test_generated_kernels_give_what_the_step_gives(name: str, monkeypatch: pyte
     for start, parts in ((0, 3), (SLOTS // 2, 2), (SLOTS - 1, 2), (SLOTS - 1, 3)):
         for kernel in kernels(fused):
             if isinstance(kernel, Attention):
-                kernel.use({"block_n": 16, "splits": parts, "block_s": 2})
+                kernel.use({"block_n": 16, "splits": parts})
         held, own = given(inputs, start), given(inputs, start)
         logits, _ = gm(*held)
         for _ in range(2):  # the second time, counters have been set back
@@ -150,7 +150,7 @@ def test_parts_that_are_left_out_show(monkeypatch: pytest.MonkeyPatch) -> None:
     _compare(gm, fused, inputs)  # of two parts one holds two tiles
     for kernel in kernels(fused):
         if isinstance(kernel, Attention):
-            kernel.source = kernel.source.replace("begin, stop, active, group", "begin, begin + BLOCK_N, active, group")
+            kernel.source = kernel.source.replace("begin, stop, group, part", "begin, begin + BLOCK_N, group, part")
     with pytest.raises(VerificationFailed, match="disagree"):
         _compare(gm, fused, inputs)
     assert all(kernel.splits == 3 for kernel in kernels(fused) if isinstance(kernel, Attention))
