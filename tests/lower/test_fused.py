@@ -232,12 +232,12 @@ def test_the_fastest_settings_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path
     gm, inputs, layers = step_of("llama")
     asked = []
 
-    def measure(calls: list[Any]) -> float:
-        settings = calls[0][0].settings()
+    def measure(tried: list[Any]) -> float:
+        settings = tried[0].settings()
         asked.append(settings)
         if settings["warps"] == 2:
             raise RuntimeError("out of resource")
-        return 1.0 if settings == calls[0][0].candidates()[0] else 0.5 if settings["warps"] == 8 else 2.0
+        return 1.0 if settings == tried[0].candidates()[0] else 0.5 if settings["warps"] == 8 else 2.0
 
     fused = fuse_step(gm, inputs)
     measured = tune(fused, given(inputs, 5), measure)

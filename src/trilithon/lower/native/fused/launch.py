@@ -20,7 +20,6 @@ from trilithon.lower.native.fused.text import Segment, Site, Text
 from trilithon.lower.native.split_kv import PROGRAMS
 
 A_WARP = 2048  # weights that a warp loads at once
-TILE = 16384  # numbers that a program holds
 MOST_ROWS = 16  # of a matrix in one program, where settings are measured
 FILLED = 264  # programs that keep a large GPU busy
 
@@ -90,14 +89,27 @@ class _Generated(nn.Module):
     def made(self, like: Tensor) -> list[Tensor]:
         return [like.new_empty(shape, dtype=dtype) for shape, dtype in self.results]
 
+    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
+        """How many programs, what they make, and what the kernel takes."""
+        raise NotImplementedError
+
+    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
+        programs, made, args, options = self.call(*reads)
+        _kernel(self.name, self.source)[(programs,)](*args, **options)
+        return tuple(made)
+
+    def prepare(self, *reads: Tensor) -> None:
+        """Compile what `forward` would launch."""
+        programs, _, args, options = self.call(*reads)
+        _kernel(self.name, self.source).warmup(*args, grid=(programs,), **options)
+
 
 class Values(_Generated):
     """See `text_of_values`."""
 
-    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
+    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
         made = self.made(reads[0])
-        _kernel(self.name, self.source)[(len(made),)](*reads, *made, num_warps=4, **_dependent_launch(reads[0].device))
-        return tuple(made)
+        return len(made), made, (*reads, *made), {"num_warps": 4, **_dependent_launch(reads[0].device)}
 
 
 class Products(_Generated):
@@ -117,22 +129,18 @@ class Products(_Generated):
         return {"rows": self.rows, "warps": self.warps}
 
     def candidates(self) -> list[dict[str, int]]:
-        """As many numbers a thread as `tile` gives, and half as many, by more or fewer warps."""
+        """More and fewer rows, by more or fewer warps: 32 to 128 numbers a thread."""
         numbers = padded(self.width) * self.matrices
-        found = [self.settings()]
-        for warps in (2, 4, 8):
-            for parts in (1, 2):
-                rows = min(MOST_ROWS, warps * A_WARP // (parts * numbers))
-                if rows and {"rows": rows, "warps": warps} not in found:
-                    found.append({"rows": rows, "warps": warps})
-        return found
+        shapes = [tile(self.width, self.widths, self.matrices)]
+        for warps in (1, 2, 4, 8):
+            shapes += [(min(MOST_ROWS, warps * held // numbers), warps) for held in (A_WARP, A_WARP // 2, 2 * A_WARP)]
+        return [{"rows": rows, "warps": warps} for rows, warps in dict.fromkeys(shapes) if rows]
 
-    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
+    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
         made = self.made(reads[0])
-        grid = (sum(-(-n // self.rows) for n in self.widths),)
-        launch = _dependent_launch(reads[0].device)
-        _kernel(self.name, self.source)[grid](*reads, *made, ROWS=self.rows, num_warps=self.warps, **launch)
-        return tuple(made)
+        programs = sum(-(-n // self.rows) for n in self.widths)
+        options = {"ROWS": self.rows, "num_warps": self.warps, **_dependent_launch(reads[0].device)}
+        return programs, made, (*reads, *made), options
 
 
 def tile(width: int, widths: list[int], matrices: int) -> tuple[int, int]:
@@ -210,17 +218,15 @@ class Attention(_Generated):
         shapes += [(2 * n, parts, 4), (2 * n, parts, 8), (n, 16, 4), (n, 32, 4)]
         return [{"block_n": b, "splits": s, "warps": w} for b, s, w in dict.fromkeys(shapes)]
 
-    def forward(self, k: Tensor, v: Tensor, *reads: Tensor) -> Tensor:
+    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
+        k, v, *others = reads
         g, n, _, e = self.sizes
-        (result,) = self.made(reads[0])
+        made = self.made(others[0])
         shares = g * n * -(-e // A_SHARE)
-        _kernel(self.name, self.source)[(g * self.splits + shares,)](
-            *reads, result, k, v, *self._found(shares, self.splits, k.device),
-            *k.stride()[1:3], *v.stride()[1:3], k.shape[2], self.splits,
-            BLOCK_N=self.block_n, BLOCK_S=max(padded(self.splits), 2 * self.warps), num_warps=self.warps, num_stages=2,
-            **_dependent_launch(k.device),
-        )  # fmt: skip
-        return result
+        held = self._found(shares, self.splits, k.device)
+        args = (*others, *made, k, v, *held, *k.stride()[1:3], *v.stride()[1:3], k.shape[2], self.splits)
+        options = {"BLOCK_N": self.block_n, "BLOCK_S": max(padded(self.splits), 2 * self.warps), "num_warps": self.warps}
+        return g * self.splits + shares, made, args, {**options, "num_stages": 2, **_dependent_launch(k.device)}
 
 
 class Found:
