@@ -125,6 +125,21 @@ def test_generated_kernels_give_what_the_step_gives(name: str, monkeypatch: pyte
 
 
 @interpreted
+@torch.no_grad()
+def test_numbers_that_are_none_do_not_keep_programs_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where their bits are those that stand for a number that is still to come."""
+    monkeypatch.setattr(launch, "FILLED", 4)
+    gm, inputs, _ = step_of("llama")
+    fused, held = fuse_step(gm, inputs), given(inputs, SLOTS - 1)
+    for cache in held[3:]:
+        cache.view(torch.int16).fill_(-1)
+    logits, _ = fused(*held)
+    assert logits.isnan().all()
+    held = given(inputs, SLOTS - 1)
+    assert not fused(*held)[0].isnan().any()
+
+
+@interpreted
 def test_a_wrong_kernel_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "PROGRAMS", 3)
     monkeypatch.setattr(launch, "FILLED", 4)
