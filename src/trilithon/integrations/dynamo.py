@@ -10,25 +10,20 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._guards import CompileContext
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from trilithon.capture.dynamo import masked_calls, trace_calls
 from trilithon.errors import InputError, TrilithonError
+from trilithon.integrations.masks import drop_proved_masks
 from trilithon.options import Options
-from trilithon.passes import run_passes
-from trilithon.prove.cache import default_cache
-from trilithon.prove.program import Examined, examine_program, size_ranges
-from trilithon.report.build import site_report
-from trilithon.report.report import Report, SiteReport
+from trilithon.report.report import Report
 from trilithon.report.versions import versions
-from trilithon.rewrite.drop_masks import DropMasks, droppable, guards, why_not_droppable
-from trilithon.spec.masks import Causal, Mask
 from trilithon.stages import clocked, stage
 
 log = logging.getLogger(__name__)
@@ -139,55 +134,9 @@ def _why_unchanged(gm: GraphModule, inputs: list[Any]) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Call:
-    """An attention call of the Dynamo graph, what was found of it, and the mask that its flag says, if any."""
-
-    node: Node
-    examined: Examined
-    proved: Mask | None
-    why: str
-
-
 def _change(gm: GraphModule, report: Report, options: Options) -> Report:
     with stage("export"):
         traced = trace_calls(gm)
-    with stage("prove"):
-        cache = default_cache() if options.proof_cache else None
-        examined = examine_program(traced.program, (), options.solver_seconds, cache)
-    found = [_decide(traced.calls[e.site.output], e, traced.writes) for e in examined if e.site.output in traced.calls]
-    with stage("rewrite"):
-        drop = DropMasks({call.node: call.proved for call in found if call.proved is not None})
-        outcomes = run_passes(gm, (drop,)) if drop.calls else {}
-    return replace(
-        report,
-        inputs=tuple(traced.inputs),
-        ranges=size_ranges(traced.program),
-        sites=[_site(call) for call in found],
-        passes={name: outcome.changed for name, outcome in outcomes.items()},
-    )
-
-
-def _decide(node: Node, examined: Examined, writes: bool) -> _Call:
-    """May the mask of a call go? Only by a proof that takes nothing for granted but sizes."""
-    proofs = droppable(examined)
-    free = next((proof.mask for proof in proofs if not guards(proof)), None)
-    if free is not None and writes:
-        return _Call(node, examined, None, "the graph writes to its inputs, which may be views of each other")
-    if free is not None:
-        return _Call(node, examined, free, "")
-    if proofs:
-        assumed = ", ".join(a.text for a in guards(proofs[0]))
-        return _Call(node, examined, None, f"{proofs[0].mask} only if {assumed}, which Dynamo does not guard")
-    refused = examined.meaning and why_not_droppable(examined.site, examined.meaning)
-    return _Call(node, examined, None, refused or "")
-
-
-def _site(call: _Call) -> SiteReport:
-    """A report's entry that says what this backend makes of the call."""
-    site = site_report(call.examined, {})
-    if call.proved is None:
-        return replace(site, runs_on="SDPA with its mask" + (f" ({call.why})" if call.why else ""))
-    flag = "is_causal=True" if call.proved == Causal() else "no mask"
-    proof = next(p for p in droppable(call.examined) if p.mask == call.proved and not guards(p))
-    return replace(site, mask=proof.mask, assumptions=proof.assumptions, runs_on=f"SDPA, {flag}")
+    why = "the graph writes to its inputs, which may be views of each other" if traced.writes else ""
+    report = replace(report, inputs=tuple(traced.inputs))
+    return drop_proved_masks(gm, traced.program, traced.calls, report, options, lambda *_: why)
