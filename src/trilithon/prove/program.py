@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch.export import ExportedProgram
-
+from trilithon.capture.program import Program
 from trilithon.capture.sites import Site, find_sites
 from trilithon.errors import CannotLift, InputError
 from trilithon.lift.meaning import Meaning, lift_site
@@ -50,7 +49,7 @@ class Examined:
         return self.proof is not None and self.proof.verdict is Verdict.PROVED
 
 
-def size_ranges(program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
+def size_ranges(program: Program) -> dict[str, tuple[int, int | None]]:
     """Size symbol -> lowest and highest value that the export allows (None = no limit)."""
     return {str(symbol): _range(str(symbol), r) for symbol, r in program.range_constraints.items()}
 
@@ -72,7 +71,7 @@ def _finite(bound: Any) -> int | None:
 
 
 def examine_program(
-    program: ExportedProgram, assume: tuple[Assumption, ...] = (), seconds: float = 10.0, cache: ProofCache | None = None
+    program: Program, assume: tuple[Assumption, ...] = (), seconds: float = 10.0, cache: ProofCache | None = None
 ) -> list[Examined]:
     """Lift and prove every site, in graph order, and compare what was proved with the program's own masks.
 
@@ -101,7 +100,7 @@ def examine_program(
 class _Examiner:
     """Examines the sites of one program; equal masks are proved once, and equal nodes are run once."""
 
-    program: ExportedProgram
+    program: Program
     ranges: Ranges
     assume: tuple[Assumption, ...]
     seconds: float
@@ -160,7 +159,7 @@ def _distrust(finding: Finding, validated: Validation) -> Finding:
     return Finding(replace(finding.proof, verdict=Verdict.UNKNOWN, reason=reason), (), finding.formula)
 
 
-def prover_of(program: ExportedProgram) -> Callable[[Term, dict[str, Term]], bool]:
+def prover_of(program: Program) -> Callable[[Term, dict[str, Term]], bool]:
     """For passes: `proves(goal, bounds)` asks whether `goal` holds for all indices within the bounds and all sizes."""
     ranges = size_ranges(program)
     return lambda goal, bounds: Prover(bounds, ranges, {}, seconds=5.0).valid(goal).status == "valid"
