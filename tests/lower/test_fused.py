@@ -131,8 +131,8 @@ def test_numbers_that_are_none_do_not_keep_programs_waiting(monkeypatch: pytest.
     monkeypatch.setattr(launch, "FILLED", 4)
     gm, inputs, _ = step_of("llama")
     fused, held = fuse_step(gm, inputs), given(inputs, SLOTS - 1)
-    for cache in held[3:]:
-        cache.view(torch.int16).fill_(-1)
+    for x in held[3:]:
+        x.view(torch.int16).fill_(-1)
     logits, _ = fused(*held)
     assert logits.isnan().all()
     held = given(inputs, SLOTS - 1)
