@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -23,18 +24,25 @@ from trilithon.lower.native.fused.launch import kernel_folder
 
 MOST_CALLS = 16  # of one kernel, with different weights: together they are larger than the cache of the GPU
 REPLAYS = 10
+KEY = re.compile("[0-9a-f]{24}")
 GAIN = 0.98  # other settings must be faster than the present ones by so much
 log = logging.getLogger(__name__)
 Call = tuple[Any, tuple[Any, ...]]  # a kernel, and what it is called with
 
 
-def tune(fused: GraphModule, inputs: list[Tensor], measure: Callable[[list[Call]], float] | None = None) -> int:
+def tune(
+    fused: GraphModule,
+    inputs: list[Tensor],
+    measure: Callable[[list[Call]], float] | None = None,
+    chosen: dict[str, dict[str, int]] | None = None,
+) -> int:
     """Give each kernel of a step its fastest settings; how many kernels were measured, and not found in the file.
 
     Args:
         fused: made by `fuse_step`.
         inputs: what it takes, of the size to be fast at.
         measure: seconds of calls one after another; None = by CUDA graph replays.
+        chosen: takes in the settings, by the key of their file.
     """
     folder = kernel_folder()
     measured = 0
@@ -50,7 +58,24 @@ def tune(fused: GraphModule, inputs: list[Tensor], measure: Callable[[list[Call]
             _write(path, settings)
         for other, _ in calls:
             other.use(settings)
+        if chosen is not None:
+            chosen[key] = settings
     return measured
+
+
+def keep(settings: Mapping[str, Mapping[str, int]]) -> None:
+    """Write settings that were found elsewhere, on a GPU of the same name, where there are none yet.
+
+    Raises:
+        ValueError: they are none.
+    """
+    folder = kernel_folder()
+    for key, held in settings.items():
+        if not KEY.fullmatch(key) or not all(isinstance(x, str) and type(n) is int for x, n in held.items()):
+            raise ValueError(f"{key!r}: {held!r} are no settings of a kernel")
+        path = folder / f"{key}.json"
+        if not path.exists():
+            _write(path, dict(held))
 
 
 def calls_of(fused: GraphModule, inputs: list[Tensor]) -> dict[str, list[Call]]:
