@@ -15,9 +15,9 @@ from trilithon.caching import Source, allowed_times, build_right, capacity, make
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
 from trilithon.capture.generation import generation_settings
-from trilithon.compiled import Compiled
+from trilithon.compiled import Compiled, Origin
 from trilithon.errors import CannotCache, CaptureError
-from trilithon.lower.backend import backend_note, lower_module, resolve_backend
+from trilithon.lower.backend import backend_note, blueprint_of, lower_module, resolve_backend
 from trilithon.lower.inputs import sequence_inputs
 from trilithon.lower.tensorrt.lower import split_notes
 from trilithon.lower.tensorrt.module import site_forms
@@ -31,6 +31,7 @@ from trilithon.report.versions import versions
 from trilithon.rewrite.fuse_attention import Proved, canonical_sites
 from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import device_of, fake_inputs, input_names, unlift
+from trilithon.runtime.canary import Canary
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.original import original_model, original_program
 from trilithon.runtime.program import Deferred, Program, expected_inputs, lowered
@@ -193,7 +194,6 @@ def compile(
         defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
         program, report = compile_program(analysis, backend, options, most, defer=defer)
         report = _as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), notes)
-        seq2seq = seq2seq_of(program, decoder, generation_settings(model))
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
         example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
@@ -209,7 +209,8 @@ def compile(
         decoder=decoder,
         max_tokens=most if isinstance(decoder, CannotCache) else decoder.cache_tokens,
         defaults=hf.generation_defaults(model),
-        seq2seq=seq2seq,
+        seq2seq=seq2seq_of(program, decoder, generation_settings(model)),
+        origin=Origin(hf.source_of(model), backend, options),
     )
 
 
@@ -266,10 +267,9 @@ def compile_program(
 ) -> tuple[Program, Report]:
     """Lower one captured call, rewritten, and verify it against the captured program; with `defer` when first called."""
     held, fast, always = fake_inputs(analysis.captured.program), unlift(analysis.rewritten), analysis.general
-    device = device_of(fast)
-    inputs = sequence_inputs(held, analysis.report.ranges, options.max_batch, max_tokens)
-
-    notes: list[str] = []
+    inputs, device = sequence_inputs(held, analysis.report.ranges, options.max_batch, max_tokens), device_of(fast)
+    blueprint = None if backend == "tensorrt" else blueprint_of(fast, "sequence", "sequence", inputs)
+    notes, canaries = list[str](), list[Canary]()
 
     def build(chosen: Options, exact: int) -> Callable[..., Any]:
         with stage("build"):
@@ -279,7 +279,7 @@ def compile_program(
         if chosen.verify:
             times = allowed_times(made, device, chosen)
             with verifying():
-                verify_program(made, always, held, analysis.guards, inputs, device, times)
+                verify_program(made, always, held, analysis.guards, inputs, device, times, canaries)
 
     def make() -> Callable[..., Any]:
         made, found = build_right(build, verify, backend, options)
@@ -292,6 +292,8 @@ def compile_program(
         general=always,
         guards=analysis.guards,
         when_guard_fails=options.when_guard_fails,
+        blueprint=blueprint,
+        canary=canaries[-1] if canaries else None,
     )
     report = replace(analysis.report, notes=(backend_note(backend, options, device), *notes))
     return program, _as_lowered(report, {"call": lowered(program.fast)})

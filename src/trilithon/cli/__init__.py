@@ -1,4 +1,4 @@
-"""The command line: `trilithon explain | compile | generate | bench | demo | doctor`.
+"""The command line: `trilithon explain | compile | inspect | generate | bench | demo | doctor`.
 
 Nothing heavy is imported before a command runs, so that `trilithon --help` answers at once.
 """
@@ -16,9 +16,10 @@ from trilithon.cli.common import app
 from trilithon.cli.compile import compile
 from trilithon.cli.explain import explain
 from trilithon.cli.generate import generate
+from trilithon.cli.inspect import inspect
 from trilithon.errors import TrilithonError
 
-__all__ = ["PRESETS", "app", "bench", "compile", "demo", "doctor", "explain", "generate", "main"]
+__all__ = ["PRESETS", "app", "bench", "compile", "demo", "doctor", "explain", "generate", "inspect", "main"]
 
 
 def main() -> None:

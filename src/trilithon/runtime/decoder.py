@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from trilithon.errors import CapacityExceeded, InputError
+from trilithon.lower.backend import Blueprint
 from trilithon.rewrite.cache_shape import SPARE, CacheShape, CacheTensor
+from trilithon.runtime.canary import Canary
 from trilithon.runtime.context import HeldContext, Snapshot
 from trilithon.runtime.prompt import PromptGraphs, bucket
 from trilithon.runtime.step import Decode, Step
@@ -48,6 +50,8 @@ class CachedDecoder:
             at once.
         context: what all tokens of a row read, of an encoder-decoder.
         prompts: replay prompts as CUDA graphs; not with a context, which would be at other addresses.
+        blueprints: what its programs were lowered from, by name; for a file.
+        canary: what it was verified with; None = it was not.
     """
 
     modules: CachedModules
@@ -59,6 +63,8 @@ class CachedDecoder:
     first_tokens: int | None = None
     context: HeldContext = field(default_factory=HeldContext)
     prompts: PromptGraphs | None = None
+    blueprints: dict[str, Blueprint] = field(default_factory=dict)
+    canary: Canary | None = None
     caches: list[Tensor] = field(init=False)
     best: Tensor = field(init=False)
     _steps: dict[int, Step] = field(init=False, default_factory=dict)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from trilithon.errors import GuardFailed, InputError
+from trilithon.lower.backend import Blueprint
+from trilithon.runtime.canary import Canary
 from trilithon.spec.assumption import Assumption
 
 Module = Callable[..., Any]
@@ -101,6 +103,8 @@ class Program:
         guards: what to check.
         when_guard_fails: "general" or "raise".
         guard_failures: how often a guard failed so far.
+        blueprint: what `fast` was lowered from, for a file.
+        canary: what it was verified with; None = it was not.
     """
 
     expected: Mapping[str, Expected]
@@ -109,6 +113,8 @@ class Program:
     guards: tuple[Assumption, ...]
     when_guard_fails: Literal["general", "raise"]
     guard_failures: int = 0
+    blueprint: Blueprint | None = None
+    canary: Canary | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -27,11 +28,17 @@ from trilithon.lower.native.fused.launch import kernel_folder
 REPLAYS = 10
 ROUNDS = 3  # of replays; the fastest counts
 GAIN = 0.998  # other settings must make the step faster than the present ones by so much
+KEY = re.compile("[0-9a-f]{24}-[0-9a-f]{8}")  # of a kernel, and of the step that it is in
 log = logging.getLogger(__name__)
 Call = tuple[Any, tuple[Any, ...]]  # a kernel, and what it is called with
 
 
-def tune(fused: GraphModule, inputs: list[Tensor], measure: Callable[[list[Any]], float] | None = None) -> int:
+def tune(
+    fused: GraphModule,
+    inputs: list[Tensor],
+    measure: Callable[[list[Any]], float] | None = None,
+    chosen: dict[str, dict[str, int]] | None = None,
+) -> int:
     """Give each kernel of a step the settings that make the step fastest; how many were measured, and not found in the file.
 
     A kernel alone tells little: it runs while those beside it load their weights.
@@ -41,6 +48,7 @@ def tune(fused: GraphModule, inputs: list[Tensor], measure: Callable[[list[Any]]
         inputs: what it takes, of the size to be fast at.
         measure: seconds of a step where these kernels, all of one source, have the settings to try; None = by CUDA graph
             replays.
+        chosen: takes in the settings, by the key of their file.
     """
 
     def of_step(_: list[Any]) -> float:
@@ -48,24 +56,26 @@ def tune(fused: GraphModule, inputs: list[Tensor], measure: Callable[[list[Any]]
 
     found = {key: calls for key, calls in calls_of(fused, inputs).items() if len(calls[0][0].candidates()) > 1}
     step = hashlib.sha256(repr(sorted(found)).encode()).hexdigest()[:8]
-    unknown: list[tuple[Path, list[Call]]] = []
-    for key, calls in found.items():
-        path = kernel_folder() / f"{key}-{step}.json"
-        settings = _read(path, calls[0][0])
+    keys = {f"{key}-{step}": calls for key, calls in found.items()}
+    unknown: dict[str, list[Call]] = {}
+    for key, calls in keys.items():
+        settings = _read(_path(key), calls[0][0])
         if settings is None:
-            unknown.append((path, calls))
-        else:
-            _use(calls, settings)
+            unknown[key] = calls
+            continue
+        for kernel, _ in calls:
+            kernel.use(settings)
     if inputs[0].is_cuda:
-        _compile([calls[0] for _, calls in unknown])
-    for path, calls in sorted(unknown, key=lambda x: -len(x[1])):  # first what is called most
-        _write(path, _fastest([kernel for kernel, _ in calls], measure or of_step))
+        _compile([calls[0] for calls in unknown.values()])
+    for key, calls in sorted(unknown.items(), key=lambda x: -len(x[1])):  # first what is called most
+        _write(_path(key), _fastest([kernel for kernel, _ in calls], measure or of_step))
+    if chosen is not None:
+        chosen |= {key: dict(calls[0][0].settings()) for key, calls in keys.items()}
     return len(unknown)
 
 
-def _use(calls: list[Call], settings: dict[str, int]) -> None:
-    for kernel, _ in calls:
-        kernel.use(settings)
+def _path(key: str) -> Path:
+    return kernel_folder() / f"{key}.json"
 
 
 def _compile(calls: list[Call]) -> None:
@@ -82,6 +92,19 @@ def _compile(calls: list[Call]) -> None:
                 with suppress(Exception):
                     kernel.prepare(*args)
             kernel.use(own)
+
+
+def keep(settings: Mapping[str, Mapping[str, int]]) -> None:
+    """Write settings that were found elsewhere, on a GPU of the same name, where there are none yet.
+
+    Raises:
+        ValueError: they are none.
+    """
+    for key, held in settings.items():
+        if not KEY.fullmatch(key) or not all(isinstance(x, str) and type(n) is int for x, n in held.items()):
+            raise ValueError(f"{key!r}: {held!r} are no settings of a kernel")
+        if not _path(key).exists():
+            _write(_path(key), dict(held))
 
 
 def calls_of(fused: GraphModule, inputs: list[Tensor]) -> dict[str, list[Call]]:
