@@ -281,6 +281,17 @@ def test_python_numbers_are_guarded():
     assert seen.dropped[0] is True and not seen.dropped[1]
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_python_numbers_may_be_negative(dynamic):
+    class Shifted(nn.Module):
+        def forward(self, x: Tensor, shift: int) -> Tensor:
+            q, k = places(x)
+            y = x[:, None]
+            return sdpa(y, y, y, attn_mask=(k <= q) | (k + shift < 0) | (k + shift > 1 << 40))
+
+    check(Shifted(), *((x_of(), shift) for shift in (5, 9, -3, -6, 0, 1 << 41)), dynamic=dynamic)
+
+
 # ------------------------------------------------------------ what goes on unchanged
 
 
