@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count, cycle
 from pathlib import Path
@@ -74,6 +76,19 @@ def test_the_same_tokens(llama: tuple[nn.Module, Compiled], saved: Path, monkeyp
     longer = torch.cat([first[0], IDS[1:, :3]], 1)
     assert torch.equal(*(turn.generate(longer, max_new_tokens=4) for turn in turns))
     assert torch.equal(again(IDS), llm(IDS))
+
+
+def test_another_process_loads_it(llama: tuple[nn.Module, Compiled], saved: Path) -> None:
+    """One that has no TensorRT, and in which nothing was compiled."""
+    code = f"""
+import sys
+sys.modules["tensorrt"] = sys.modules["tensorrt_rtx"] = None
+import torch, trilithon
+print(trilithon.load({str(saved)!r}).generate(torch.tensor({IDS.tolist()}), max_new_tokens=20, pad_token_id=0).tolist())
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == tokens(llama[1]).tolist()
 
 
 def test_guards_are_checked_and_the_general_program_runs(llama: tuple[nn.Module, Compiled], saved: Path) -> None:
