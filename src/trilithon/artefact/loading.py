@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from trilithon.artefact import native, weights
+from trilithon.artefact.canaries import check
 from trilithon.artefact.engines import read_engines
 from trilithon.artefact.environment import check_versions, device_for
 from trilithon.artefact.files import File, check_files, files_of
@@ -33,7 +34,6 @@ from trilithon.runtime.canary import Canary
 from trilithon.runtime.context import HeldContext
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.seq2seq import Seq2Seq
-from trilithon.runtime.verify import check_decoder, check_program
 from trilithon.spec.codec import decode, readable_classes
 
 CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, runtime.Expected, runtime.ExpectedAxis, Options)
@@ -196,9 +196,7 @@ class _Reader:
         """Hold the programs to their canaries; what was found, in words."""
         if self.engines and self.device.type != "cuda":
             return "the engines were not run"
-        errors = [check_program(p.fast, p.canary, self.device) for p in programs if p.canary is not None]
-        if isinstance(decoder, CachedDecoder) and decoder.canary is not None:
-            errors.append(check_decoder(decoder, decoder.canary))
+        errors = check(programs, decoder, self.device)
         return f"their relative error here is {max(errors):.1e}" if errors else ""
 
     def _report(self, decoder: CachedDecoder | CannotCache, found: str) -> Report:

@@ -229,7 +229,7 @@ def test_what_cannot_be_loaded(llm: Compiled, tmp_path: Path) -> None:
 def test_no_engine_is_loaded_before_it_is_checked(llm: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is a plan mapped, or a weight read."""
     llm.save(tmp_path)
-    for reached in ("read_engines", "check_program"):
+    for reached in ("read_engines", "check"):
         monkeypatch.setattr(loading, reached, lambda *args: pytest.fail("it was used"))
     monkeypatch.setattr(loading.weights, "read", lambda *args: pytest.fail("it was read"))
     for name in ("prefill.plan", "decode.plan"):
