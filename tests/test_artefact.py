@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count, cycle
 from pathlib import Path
@@ -71,9 +73,22 @@ def test_the_same_tokens(llama: tuple[nn.Module, Compiled], saved: Path, monkeyp
     assert torch.equal(tokens(again, IDS[:1], prompt_lookup_num_tokens=5), tokens(llm, IDS[:1]))
     turns = [x.conversation() for x in (again, llm)]
     first = [turn.generate(IDS[:1], max_new_tokens=4) for turn in turns]
-    longer = torch.cat([first[0], IDS[1:, :3]], 1)
-    assert torch.equal(*(turn.generate(longer, max_new_tokens=4) for turn in turns))
+    assert torch.equal(*first)
+    assert torch.equal(*(turn.generate(IDS[1:, :3], max_new_tokens=4) for turn in turns))
     assert torch.equal(again(IDS), llm(IDS))
+
+
+def test_another_process_loads_it(llama: tuple[nn.Module, Compiled], saved: Path) -> None:
+    """One that has no TensorRT, and in which nothing was compiled."""
+    code = f"""
+import sys
+sys.modules["tensorrt"] = sys.modules["tensorrt_rtx"] = None
+import torch, trilithon
+print(trilithon.load({str(saved)!r}).generate(torch.tensor({IDS.tolist()}), max_new_tokens=20, pad_token_id=0).tolist())
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == tokens(llama[1]).tolist()
 
 
 def test_guards_are_checked_and_the_general_program_runs(llama: tuple[nn.Module, Compiled], saved: Path) -> None:
@@ -123,6 +138,22 @@ def test_the_report_says_how_it_was_verified(llama: tuple[nn.Module, Compiled], 
     assert f"torch {torch.__version__}" in said and "; their relative error here is " in said
     assert report.notes[:-1] == llama[1].report.notes
     assert [site.to_dict() for site in report.sites] == [site.to_dict() for site in llama[1].report.sites]
+
+
+def test_changed_weights_are_not_saved(tmp_path: Path) -> None:
+    """A load would refuse them. A conversation goes on after a save as if there had been none."""
+    model = tiny("llama-3.2")
+    llm = trilithon.compile(model, max_tokens=64, options=Options(max_batch=2))
+    other, turn = llm.conversation(), llm.conversation()
+    want = [other.generate(ids, max_new_tokens=4) for ids in (IDS[:1], IDS[1:, :3])][1]
+    turn.generate(IDS[:1], max_new_tokens=4)
+    llm.save(tmp_path / "saved")
+    assert torch.equal(turn.generate(IDS[1:, :3], max_new_tokens=4), want)
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(-1)
+    with pytest.raises(VerificationFailed, match="if its weights were changed since, compile it again"):
+        llm.save(tmp_path / "changed")
+    assert not (tmp_path / "changed").exists()
 
 
 def test_what_was_not_verified_says_so(llama: tuple[nn.Module, Compiled], tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def compile_program(
         guards=analysis.guards,
         when_guard_fails=options.when_guard_fails,
         blueprint=blueprint,
-        canary=canaries[-1] if canaries else None,
+        canaries=canaries,
     )
     report = replace(analysis.report, notes=(backend_note(backend, options, device), *notes))
     return program, _as_lowered(report, {"call": lowered(program.fast)})

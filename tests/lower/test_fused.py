@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from torch.fx import GraphModule
 from trilithon.capture import hf
 from trilithon.compiler import analyse
 from trilithon.errors import VerificationFailed
+from trilithon.lower.graph_data import from_data, to_data
 from trilithon.lower.inputs import Input, cached_inputs
 from trilithon.lower.native.fused.fuse import fuse_step
 from trilithon.lower.native.fused.launch import Attention, Largest, Products, Values, tile
@@ -81,6 +83,20 @@ def test_a_layer_is_five_kernels(name: str) -> None:
         if not isinstance(kernel, Largest):
             ast.parse(kernel.source)
     assert len({k.source for k in kernels(fused) if isinstance(k, Attention)}) <= 2  # layers share their kernels
+
+
+@pytest.mark.parametrize("name", ["gemma3", "glm"])
+def test_a_step_from_a_file_is_the_same_kernels(name: str) -> None:
+    """A saved graph holds all that lowering and fusing ask for."""
+    torch.manual_seed(0)
+    model = FAMILIES[name].make("sdpa").half()
+    program = analyse(model, *hf.example_for(model, ("input_ids",)), (), Options()).rewritten
+    kept = to_data(insert_cache(program, "step"))
+    again = from_data(json.loads(json.dumps(kept.nodes)), kept.tensors, torch.device("cpu"))
+    gm, inputs, _ = step_of(name)
+    mine, theirs = (kernels(fuse_step(x, inputs)) for x in (lower_native(again, split=True), gm))
+    assert [getattr(k, "source", "") for k in mine] == [getattr(k, "source", "") for k in theirs]
+    assert len(mine) > 5
 
 
 @pytest.mark.parametrize(

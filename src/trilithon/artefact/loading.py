@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from trilithon.artefact import native, weights
+from trilithon.artefact.canaries import check
 from trilithon.artefact.engines import read_engines
 from trilithon.artefact.environment import check_versions, device_for
 from trilithon.artefact.files import File, check_files, files_of
 from trilithon.artefact.manifest import AGAIN, MANIFEST, read_manifest
 from trilithon.artefact.saving import CANARIES, LOADED, TOKENIZER, WEIGHTS
 from trilithon.capture.generation import GenerationSettings
+from trilithon.capture.hf import register_operations
 from trilithon.compiled import Compiled, Origin
 from trilithon.errors import CannotCache, InputError, TrilithonError
 from trilithon.lower.native.fused.tune import keep
@@ -32,7 +34,6 @@ from trilithon.runtime.canary import Canary
 from trilithon.runtime.context import HeldContext
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.seq2seq import Seq2Seq
-from trilithon.runtime.verify import check_decoder, check_program
 from trilithon.spec.codec import decode, readable_classes
 
 CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, runtime.Expected, runtime.ExpectedAxis, Options)
@@ -112,6 +113,7 @@ class _Reader:
     def compiled(self, verify: bool) -> Compiled:
         data = self.manifest
         self._keep_settings()
+        register_operations()
         kept = weights.read(self.files[WEIGHTS].path, self.device)
         self.engines = read_engines(data, self.files, kept)
         self.blueprints = {name: native.read_blueprint(self.files[file].path, kept) for name, file in data["native"].items()}
@@ -185,7 +187,8 @@ class _Reader:
             return Canary(given, tuple(held[key] for key in data["wanted"]), decode(data["limits"], {}))
 
         for program, data in zip(programs, self.manifest["programs"], strict=True):
-            program.canary = canary(data["fast"])
+            found = canary(data["fast"])
+            program.canaries = [] if found is None else [found]
         if isinstance(decoder, CachedDecoder):
             decoder.canary = canary("decoder")
 
@@ -193,9 +196,7 @@ class _Reader:
         """Hold the programs to their canaries; what was found, in words."""
         if self.engines and self.device.type != "cuda":
             return "the engines were not run"
-        errors = [check_program(p.fast, p.canary, self.device) for p in programs if p.canary is not None]
-        if isinstance(decoder, CachedDecoder) and decoder.canary is not None:
-            errors.append(check_decoder(decoder, decoder.canary))
+        errors = check(programs, decoder, self.device)
         return f"their relative error here is {max(errors):.1e}" if errors else ""
 
     def _report(self, decoder: CachedDecoder | CannotCache, found: str) -> Report:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from trilithon.artefact import native, weights
+from trilithon.artefact.canaries import check_before_saving
 from trilithon.artefact.engines import describe, engines_of, plan_of
 from trilithon.artefact.environment import versions_of
 from trilithon.artefact.manifest import FORMAT
@@ -42,6 +43,7 @@ def save(compiled: Compiled, folder: str | Path, tokenizer: Any | None = None) -
 
     Raises:
         CannotLower: a part of it cannot be saved; says which.
+        VerificationFailed: its weights were changed since it was compiled and verified.
         InputError: the folder cannot be written to, or another process is saving into it.
     """
     folder, tensors = Path(folder), weights.Tensors()
@@ -52,6 +54,8 @@ def save(compiled: Compiled, folder: str | Path, tokenizer: Any | None = None) -
         raise CannotLower(f"cannot save {compiled!r}", why=why, todo="compile it with trilithon.compile")
     engine_data, readers = describe(engines, tensors)
     texts = {name: native.program_text(name, blueprint, tensors) for name, blueprint in blueprints.items()}
+    if not engines or _device(compiled).type == "cuda":  # elsewhere engines are interpreted, slowly
+        check_before_saving(compiled, _device(compiled))
     saved = {name: p for p in compiled.programs for name in (_name(p), native.call_name(p)) if name in engines | blueprints}
     canaries = weights.Tensors()
     manifest = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,12 @@ def _has_tokenizer(source: str | Path) -> bool:
         return any(cached_file(source, file, _raise_exceptions_for_missing_entries=False) for file in TOKENIZER_FILES)
     except OSError as error:
         raise _cannot_load(source, error) from error
+
+
+def register_operations() -> None:
+    """Let PyTorch know the operations that transformers' exported programs may call."""
+    with suppress(ImportError):
+        importlib.import_module("transformers.integrations.moe")
 
 
 def is_hf(model: object) -> bool:

@@ -23,7 +23,7 @@ def _names(text: str) -> frozenset[str]:
 
 ATEN = _names(
     """
-    __and__ __or__ __xor__ _assert_async _assert_scalar _assert_tensor_metadata _fused_rms_norm _log_softmax
+    __and__ __or__ __xor__ _assert_async _assert_scalar _assert_tensor_metadata _fused_rms_norm _grouped_mm _log_softmax
     _native_batch_norm_legit_no_training _scaled_dot_product_cudnn_attention _scaled_dot_product_efficient_attention
     _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _softmax _to_copy _unsafe_view
     abs absolute acos acosh add addcdiv addcmul addmm alias all amax amin any arange argmax argmin argsort asin asinh atan
@@ -48,6 +48,7 @@ OPERATOR = _names(
     "add and_ eq floordiv ge getitem gt invert le lt mod mul ne neg not_ or_ pos pow rshift lshift sub truediv xor"
 )
 SYM = _names("sym_float sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum")
+TRANSFORMERS = "transformers.grouped_mm_fallback.default"  # products of experts; known once transformers has said what it is
 OURS = {
     f.__name__: f
     for f in (
@@ -81,7 +82,7 @@ def called(name: str) -> Called:
     """What `name_of` gave this name.
 
     Raises:
-        ValueError: it is not in the table, or this PyTorch has no such operation.
+        ValueError: it is not in the table, or is not known here.
     """
     found = _find(name)
     if found is None:
@@ -99,6 +100,8 @@ def _find(name: str) -> Called | None:
         return found if isinstance(found, OpOverload) and not _writes(found) else None
     if name == str(ATTENTION):
         return ATTENTION
+    if name == TRANSFORMERS:
+        return getattr(getattr(torch.ops.transformers, "grouped_mm_fallback", None), "default", None)
     own: Any = {"operator": (OPERATOR, operator), "torch": (SYM, torch)}.get(family)
     if own is not None:
         return getattr(own[1], rest, None) if rest in own[0] else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -104,7 +104,7 @@ class Program:
         when_guard_fails: "general" or "raise".
         guard_failures: how often a guard failed so far.
         blueprint: what `fast` was lowered from, for a file.
-        canary: what it was verified with; None = it was not.
+        canaries: what it was verified with, the last counts; one that is deferred is verified later.
     """
 
     expected: Mapping[str, Expected]
@@ -114,12 +114,17 @@ class Program:
     when_guard_fails: Literal["general", "raise"]
     guard_failures: int = 0
     blueprint: Blueprint | None = None
-    canary: Canary | None = None
+    canaries: list[Canary] = field(default_factory=list)
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the tensors it takes, in order."""
         return tuple(self.expected)
+
+    @property
+    def canary(self) -> Canary | None:
+        """What it is held to where it is loaded; None = it was not verified."""
+        return self.canaries[-1] if self.canaries else None
 
     @torch.no_grad()
     def __call__(self, **tensors: Tensor) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,7 +229,7 @@ def test_what_cannot_be_loaded(llm: Compiled, tmp_path: Path) -> None:
 def test_no_engine_is_loaded_before_it_is_checked(llm: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is a plan mapped, or a weight read."""
     llm.save(tmp_path)
-    for reached in ("read_engines", "check_program"):
+    for reached in ("read_engines", "check"):
         monkeypatch.setattr(loading, reached, lambda *args: pytest.fail("it was used"))
     monkeypatch.setattr(loading.weights, "read", lambda *args: pytest.fail("it was read"))
     for name in ("prefill.plan", "decode.plan"):
@@ -238,6 +240,15 @@ def test_no_engine_is_loaded_before_it_is_checked(llm: Compiled, tmp_path: Path,
             with pytest.raises(InputError, match=f"{path.name} is damaged"):
                 trilithon.load(tmp_path, device="cpu")
         path.write_bytes(plan)
+
+
+def test_inspect_needs_no_tensorrt(llm: Compiled, tmp_path: Path) -> None:
+    llm.save(tmp_path)
+    block = "import sys; sys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None"
+    code = f"{block}; sys.argv = ['trilithon', 'inspect', {str(tmp_path)!r}]; from trilithon.cli import main; main()"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "tensorrt on sm80" in ran.stdout and "tensorrt_rtx" in ran.stdout and "PROVED" in ran.stdout
 
 
 def test_a_living_model_keeps_its_plans(llm: Compiled, tmp_path: Path) -> None:
