@@ -276,7 +276,7 @@ def test_a_kernel_that_cannot_run_is_a_note_and_a_warning(
 ) -> None:
     """E.g. a GPU without a type. The step is then compiled as any other."""
 
-    def fails(*_: object) -> int:
+    def fails(*_: object, **__: object) -> int:
         raise RuntimeError("no such type\nand more")
 
     monkeypatch.setattr(step_module, "tune", fails)
