@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trilithon.artefact.manifest import damaged
+from trilithon.artefact.manifest import damaged, read_manifest
 from trilithon.errors import InputError
 
 BLOCK = 1 << 22
@@ -42,6 +42,11 @@ def files_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, File]:
     """What the manifest lists, by name."""
     listed = manifest["files"].items()
     return {name: File(name, folder, folder / about["file"], about["bytes"], about["sha256"]) for name, about in listed}
+
+
+def bytes_of(folder: Path) -> int:
+    """Of all files of an artefact, and of no other that lies there."""
+    return sum(file.size for file in files_of(folder, read_manifest(folder)).values())
 
 
 def check_files(files: Mapping[str, File], hashes: bool) -> None:

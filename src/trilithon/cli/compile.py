@@ -34,8 +34,7 @@ def compile(
     """Compile a model and save it. Engines need no GPU here: name the one that will run them with --gpu."""
     from rich.console import Console
 
-    from trilithon.artefact.files import files_of
-    from trilithon.artefact.manifest import read_manifest
+    from trilithon.artefact.files import bytes_of
     from trilithon.capture.hf import load_tokenizer
     from trilithon.compiler import compile as compile_model
     from trilithon.options import Options
@@ -52,5 +51,4 @@ def compile(
     compiled = compile_model(module, max_tokens=max_tokens, backend=backend, options=options)
     render(compiled.report, Console())
     folder = compiled.save(out, load_tokenizer(model))
-    size = sum(file.size for file in files_of(folder, read_manifest(folder)).values())
-    print(f"saved {folder}, {size / 1e6:.1f} MB")
+    print(f"saved {folder}, {bytes_of(folder) / 1e6:.1f} MB")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trilithon.errors import CapacityExceeded, InputError
-from trilithon.lower.backend import Blueprint
 from trilithon.rewrite.cache_shape import SPARE, CacheShape, CacheTensor
 from trilithon.runtime.canary import Canary
 from trilithon.runtime.context import HeldContext, Snapshot
 from trilithon.runtime.prompt import PromptGraphs, bucket
 from trilithon.runtime.step import Decode, Step
+
+if TYPE_CHECKING:  # it brings all that lowers, TensorRT's converters too
+    from trilithon.lower.backend import Blueprint
 
 Module = Callable[..., Tensor]
 

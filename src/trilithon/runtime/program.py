@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from trilithon.errors import GuardFailed, InputError
-from trilithon.lower.backend import Blueprint
 from trilithon.runtime.canary import Canary
 from trilithon.spec.assumption import Assumption
+
+if TYPE_CHECKING:  # it brings all that lowers, TensorRT's converters too
+    from trilithon.lower.backend import Blueprint
 
 Module = Callable[..., Any]
 
