@@ -29,11 +29,13 @@ SLOTS = 24
 @cache
 def program_of(name: str, layers: int) -> ExportedProgram:
     torch.manual_seed(0)
-    config: Any = FAMILIES[name].make("sdpa").config
+    family = FAMILIES[name]
+    attention = "eager" if family.eager_only else "sdpa"
+    config: Any = family.make(attention).config
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = (config.layer_types * layers)[:layers]
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation).eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     return analyse(model, *hf.example_for(model, ("input_ids",)), (), Options()).rewritten
 
 
