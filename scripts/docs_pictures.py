@@ -50,7 +50,7 @@ def draw_cells(axes: Axes, allowed: Tensor, colour: str) -> None:
     """One rectangle for each run of cells of a row."""
     for y, row in enumerate(allowed.tolist()):
         runs = [(x, len(list(same))) for x, same in _runs(row)]
-        axes.broken_barh(runs, (y, 1), facecolors=colour, linewidth=0)
+        axes.broken_barh(runs, (y, 1), facecolors=colour, edgecolors=colour, linewidth=0.4)
 
 
 def _runs(row: list[bool]) -> Iterable[tuple[int, list[int]]]:
