@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import trilithon
 from documentation.blocks import ROOT, blocks, check, check_trilithon
+from trilithon.capture import presets
 from trilithon.integrations import dynamo
 from trilithon.lift.registry import HANDLERS
 from trilithon.lower.tensorrt.converters.registry import CONVERTERS
@@ -40,6 +43,20 @@ def model_folder(tmp_path_factory) -> Path:
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     trilithon.load_tokenizer("byte-llama").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def one_layer(monkeypatch) -> None:
+    """Presets with random weights have one layer."""
+
+    def cut(config: Any) -> Any:
+        config.num_hidden_layers = 1
+        return config
+
+    for name, preset in presets.PRESETS.items():
+        if preset.config is not None:
+            make = preset.config
+            monkeypatch.setitem(presets.PRESETS, name, replace(preset, config=partial(lambda make: cut(make()), make)))
 
 
 @pytest.fixture
@@ -79,7 +96,7 @@ class Attend(torch.nn.Module):
 
 
 @pytest.mark.parametrize("path", WITH_BLOCKS, ids=lambda path: path.relative_to(ROOT).as_posix())
-@pytest.mark.usefixtures("tables")
+@pytest.mark.usefixtures("tables", "one_layer")
 def test_every_block_runs(path, model_folder, tmp_path, monkeypatch):
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "model").symlink_to(model_folder)
