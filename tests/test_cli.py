@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -416,10 +417,29 @@ def test_doctor(run):
     assert found["versions"]["python"].startswith("3.")
     assert {"cpu", "auto", "native", "eager", "tensorrt"} <= {*found["devices"], *found["backends"]}
     assert found["backends"]["native"]["works"]
-    assert all(backend["says"] for backend in found["backends"].values())
+    assert all(answer["says"] for answer in (*found["backends"].values(), *found["integrations"].values()))
+    assert found["integrations"]["transformers"]["works"]
     text = run("doctor").out
-    assert f"torch         {torch.__version__}" in text
-    assert "native        works" in text
+    assert f"torch           {torch.__version__}" in text
+    assert "native          works" in text and "integrations" in text
+
+
+def test_doctor_says_why_not(run, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", types.SimpleNamespace(__version__="2.9.0"))
+    found = json.loads(run("doctor", "--json").out)["integrations"]
+    assert found["torch.compile"] == {"works": False, "says": "Inductor needs a C++ compiler; install g++"}
+    assert not found["torch-tensorrt"]["works"] and "written for 2.11" in found["torch-tensorrt"]["says"]
+    assert "torch-tensorrt  does not work: this plug-in was written for 2.11" in run("doctor").out
+
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    module = types.ModuleType("torch_tensorrt.dynamo.lowering.passes._aten_lowering_pass")
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", types.SimpleNamespace(__version__="2.13.0"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = json.loads(run("doctor", "--json").out)["integrations"]
+    assert found["torch.compile"]["works"] and found["torch.compile"]["says"].endswith("then Inductor")
+    assert found["torch-tensorrt"] == {"works": True, "says": "install() plugs into Torch-TensorRT 2.13.0"}
 
 
 def test_demo(run, folder, tmp_path, monkeypatch):

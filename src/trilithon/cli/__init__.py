@@ -46,7 +46,7 @@ def options(
 
 @app.command()
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print versions, devices, and what each backend can do here, or why it cannot."""
+    """Print versions, devices, and what each backend and integration can do here, or why it cannot."""
     from json import dumps
 
     from trilithon.bench.doctor import as_text, diagnose
