@@ -16,12 +16,15 @@ FILES = {path.relative_to(SRC).as_posix(): ast.parse(path.read_text()) for path 
 
 ORDER = (
     "errors folders options passes stages | spec | capture | lift | prove | rewrite | lower | runtime"
-    " | report | compiled artefact caching | compiler | bench | cli | integrations | __main__"
+    " | report | compiled artefact caching exporting | compiler onnx_export | bench | cli | integrations | __main__"
 )
 LAYERS = {name: depth for depth, names in enumerate(ORDER.split("|")) for name in names.split()}
 PUBLIC = LAYERS["compiler"]  # `import trilithon` runs __init__, which imports the compiler
 
 DOORS = {
+    "onnx": ("trilithon/lower/onnx/library.py",),
+    "onnxruntime": ("trilithon/lower/onnx/library.py",),
+    "onnxscript": ("trilithon/lower/onnx/library.py",),
     "z3": ("trilithon/prove/",),
     "tensorrt": ("trilithon/lower/tensorrt/",),
     "tensorrt_rtx": ("trilithon/lower/tensorrt/",),

@@ -28,7 +28,9 @@ if typing.TYPE_CHECKING:
         TrilithonError,
         VerificationFailed,
     )
+    from trilithon.exporting import OnnxModel
     from trilithon.lower.native.flex import mask_mod
+    from trilithon.onnx_export import export_onnx
     from trilithon.options import Options
     from trilithon.prove.verdict import Proof, Verdict
     from trilithon.spec.assumption import Assumption, Input, attention_mask, position_ids
@@ -56,7 +58,9 @@ _HOMES = {
     "compiler": "compile explain lower",
     "errors": "CannotCache CannotLift CannotLower CapacityExceeded CaptureError GuardFailed InputError PassBroke ShapeError"
     " TrilithonError VerificationFailed",
+    "exporting": "OnnxModel",
     "lower.native.flex": "mask_mod",
+    "onnx_export": "export_onnx",
     "options": "Options",
     "prove.verdict": "Proof Verdict",
     "spec.assumption": "Assumption Input attention_mask position_ids",
@@ -88,6 +92,7 @@ __all__ = [
     "InputError",
     "LocalWindow",
     "Mask",
+    "OnnxModel",
     "Options",
     "Or",
     "Padding",
@@ -103,6 +108,7 @@ __all__ = [
     "attention_mask",
     "compile",
     "explain",
+    "export_onnx",
     "load",
     "load_model",
     "load_tokenizer",

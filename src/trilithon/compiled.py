@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trilithon.errors import CannotCache, CannotLower, InputError
+from trilithon.exporting import OnnxModel
 from trilithon.report.report import Report
 from trilithon.runtime.conversation import Conversation
 from trilithon.runtime.decoder import CachedDecoder
@@ -46,12 +47,13 @@ class Compiled:
         max_tokens: int,
         defaults: dict[str, Any],
         seq2seq: Seq2Seq | None = None,
+        export: Callable[..., OnnxModel] | None = None,
     ) -> None:
         self.report = report
         self.reports = dict.fromkeys(programs, report)
         self.max_tokens, self.defaults = max_tokens, defaults
         self._programs, self._build, self.cached = programs, build, decoder
-        self._seq2seq = seq2seq
+        self._seq2seq, self._export = seq2seq, export
 
     def __call__(self, input_ids: Tensor | None = None, **tensors: Tensor) -> Any:
         """The model's output without a cache, e.g. logits `[b s v]` of a causal LM.
@@ -219,6 +221,22 @@ class Compiled:
         from trilithon.artefact import save
 
         return save(self, folder)
+
+    def to_onnx(
+        self, path: str | Path, *, inputs: tuple[str, ...] | None = None, opset: int = 23, verify: bool = True
+    ) -> OnnxModel:
+        """Write the model, without a cache, as ONNX; see `trilithon.export_onnx`, which proves anew what ONNX may rest on.
+
+        Args:
+            inputs: of a Hugging Face model, what it shall take; default: `input_ids`, of an encoder `attention_mask` too.
+
+        Raises:
+            CannotLower: it was loaded from a folder, which holds engines, and no model; or as `export_onnx` raises it.
+        """
+        if self._export is None:
+            todo = "call trilithon.export_onnx with the model that it was compiled from"
+            raise CannotLower("cannot export to ONNX", why="it was loaded from a folder that holds engines", todo=todo)
+        return self._export(path, inputs=inputs, opset=opset, verify=verify)
 
     def __repr__(self) -> str:
         cache = "no cache" if isinstance(self.cached, CannotCache) else f"cache of {self.max_tokens} tokens"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -17,14 +18,13 @@ from trilithon.capture.export import Captured, capture
 from trilithon.capture.generation import generation_settings
 from trilithon.compiled import Compiled
 from trilithon.errors import CannotCache, CaptureError
+from trilithon.exporting import OnnxModel
 from trilithon.lower.backend import backend_note, lower_module, resolve_backend
 from trilithon.lower.inputs import sequence_inputs
-from trilithon.lower.tensorrt.lower import split_notes
-from trilithon.lower.tensorrt.module import site_forms
 from trilithon.options import Options
 from trilithon.prove.cache import default_cache
 from trilithon.prove.program import examine_program, prover_of, size_ranges
-from trilithon.report.build import canonical_heads, site_report, size_names
+from trilithon.report.build import as_lowered, canonical_heads, site_report, size_names
 from trilithon.report.promises import broken_promises
 from trilithon.report.report import Report
 from trilithon.report.versions import versions
@@ -75,16 +75,18 @@ def analyse(
     dynamic_shapes: Any,
     assume: tuple[Assumption, ...],
     options: Options,
+    *,
+    checked: bool = True,
 ) -> Analysis:
-    """Capture one call, lift and prove each mask, and rewrite the sites that were proved."""
+    """Capture one call, lift and prove each mask, and rewrite the sites that were proved; `checked` as `examine_program` has it."""
     with stage("export"):
         captured = capture(model, example, dynamic_shapes)
     with stage("prove"):
         cache = default_cache() if options.proof_cache else None
-        examined = examine_program(captured.program, assume, options.solver_seconds, cache)
+        examined = examine_program(captured.program, assume, options.solver_seconds, cache, checked=checked)
     proved = canonical_sites(examined)
     with stage("rewrite"):
-        rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program))
+        rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program, checked=checked))
     heads = canonical_heads(rewritten)
     ranges, sites = size_ranges(captured.program), [site_report(e, heads) for e in examined]
     report = Report(
@@ -192,7 +194,7 @@ def compile(
         )
         defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
         program, report = compile_program(analysis, backend, options, most, defer=defer)
-        report = _as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), notes)
+        report = as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), notes)
         seq2seq = seq2seq_of(program, decoder, generation_settings(model))
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
@@ -202,6 +204,12 @@ def compile(
             program, report = compile_program(analysis, backend, options, most)
         return program, replace(report, seconds=stages.seconds)
 
+    def export(path: str | Path, **arguments: Any) -> OnnxModel:
+        from trilithon.onnx_export import export_onnx  # it imports this module
+
+        arguments = {"example_kwargs": example_kwargs, "dynamic_shapes": dynamic_shapes, "options": options} | arguments
+        return export_onnx(model, path, **arguments)
+
     return Compiled(
         programs={program.inputs: program},
         report=replace(report, seconds=stages.seconds),
@@ -210,6 +218,7 @@ def compile(
         max_tokens=most if isinstance(decoder, CannotCache) else decoder.cache_tokens,
         defaults=hf.generation_defaults(model),
         seq2seq=seq2seq,
+        export=export,
     )
 
 
@@ -253,14 +262,6 @@ def _source(model: Any, example: Example | None, analysis: Analysis) -> Source:
     return Source(analysis.rewritten, analysis.guards, expected_inputs(held, analysis.report.ranges), original)
 
 
-def _as_lowered(report: Report, modules: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Report:
-    """The report with what lowered programs say of themselves, and these notes."""
-    forms = site_forms(modules)
-    sites = [replace(site, runs_on=forms.get(site.name, site.runs_on)) for site in report.sites]
-    parts = (f"{name}: {note}" for name, module in modules.items() for note in split_notes(module))
-    return replace(report, sites=sites, notes=(*report.notes, *notes, *parts))
-
-
 def compile_program(
     analysis: Analysis, backend: str, options: Options, max_tokens: int, *, defer: bool = False
 ) -> tuple[Program, Report]:
@@ -294,4 +295,4 @@ def compile_program(
         when_guard_fails=options.when_guard_fails,
     )
     report = replace(analysis.report, notes=(backend_note(backend, options, device), *notes))
-    return program, _as_lowered(report, {"call": lowered(program.fast)})
+    return program, as_lowered(report, {"call": lowered(program.fast)})

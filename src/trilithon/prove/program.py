@@ -15,7 +15,7 @@ from trilithon.lift.meaning import Meaning, lift_site
 from trilithon.lift.symtensor import UNBACKED
 from trilithon.prove.cache import ProofCache, Question
 from trilithon.prove.mask_graph import MaskGraph
-from trilithon.prove.prove import Finding, Ranges, examine
+from trilithon.prove.prove import Finding, Ranges, examine, unguarded
 from trilithon.prove.solve import Prover
 from trilithon.prove.validate import Validation, validate
 from trilithon.prove.verdict import Proof, Verdict
@@ -55,6 +55,11 @@ def size_ranges(program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
     return {str(symbol): _range(str(symbol), r) for symbol, r in program.range_constraints.items()}
 
 
+def every_size(ranges: Ranges) -> dict[str, tuple[int, int | None]]:
+    """The ranges without the export's bounds, for a program that runs where nobody checks them; numbers read from data stay."""
+    return {name: r if UNBACKED.fullmatch(name) else (min(r[0], 1), None) for name, r in ranges.items()}
+
+
 def _range(symbol: str, allowed: Any) -> tuple[int, int | None]:
     """An integer read from data may be any of 64 bits."""
     low, high = _finite(allowed.lower), _finite(allowed.upper)
@@ -72,7 +77,12 @@ def _finite(bound: Any) -> int | None:
 
 
 def examine_program(
-    program: ExportedProgram, assume: tuple[Assumption, ...] = (), seconds: float = 10.0, cache: ProofCache | None = None
+    program: ExportedProgram,
+    assume: tuple[Assumption, ...] = (),
+    seconds: float = 10.0,
+    cache: ProofCache | None = None,
+    *,
+    checked: bool = True,
 ) -> list[Examined]:
     """Lift and prove every site, in graph order, and compare what was proved with the program's own masks.
 
@@ -81,6 +91,7 @@ def examine_program(
         assume: declared facts about inputs.
         seconds: solver budget of one distinct mask.
         cache: where findings of earlier runs are.
+        checked: sizes and guards are checked in each call. Else only what holds for all sizes and inputs counts.
 
     Raises:
         InputError: a fact is declared about something that is not an input.
@@ -93,7 +104,8 @@ def examine_program(
                 why=f"this program has no input {a.table}",
                 todo=f"its inputs are {', '.join(n for n in sorted(names) if not n.startswith(('p_', 'b_', 'c_')))}",
             )
-    examiner = _Examiner(program, size_ranges(program), assume, seconds, cache)
+    ranges = size_ranges(program) if checked else every_size(size_ranges(program))
+    examiner = _Examiner(program, ranges, assume if checked else (), seconds, cache, checked)
     return [examiner.examine(site) for site in find_sites(program.graph)]
 
 
@@ -106,6 +118,7 @@ class _Examiner:
     assume: tuple[Assumption, ...]
     seconds: float
     cache: ProofCache | None
+    checked: bool
     found: dict[tuple[Any, ...], tuple[Finding, bool]] = field(default_factory=dict)
     compared: dict[tuple[Any, ...], Validation] = field(default_factory=dict)
 
@@ -117,7 +130,8 @@ class _Examiner:
         obligations = tuple((o.term, o.low, o.high) for o in meaning.obligations)
         key = (meaning.keep, meaning.dims, meaning.needs_key, obligations)
         if key not in self.found:
-            self.found[key] = self._find(meaning)
+            found, known = self._find(meaning)
+            self.found[key] = found if self.checked else unguarded(found), known
         finding, cached = self.found[key]
         if finding.proof.verdict is not Verdict.PROVED or site.mask is None:
             return Examined(site, meaning, finding, None, cached=cached)
@@ -160,7 +174,11 @@ def _distrust(finding: Finding, validated: Validation) -> Finding:
     return Finding(replace(finding.proof, verdict=Verdict.UNKNOWN, reason=reason), (), finding.formula)
 
 
-def prover_of(program: ExportedProgram) -> Callable[[Term, dict[str, Term]], bool]:
-    """For passes: `proves(goal, bounds)` asks whether `goal` holds for all indices within the bounds and all sizes."""
-    ranges = size_ranges(program)
+def prover_of(program: ExportedProgram, *, checked: bool = True) -> Callable[[Term, dict[str, Term]], bool]:
+    """For passes: `proves(goal, bounds)` asks whether `goal` holds for all indices within the bounds and all sizes.
+
+    Args:
+        checked: sizes are checked in each call to be within the export's range. Else all sizes are meant.
+    """
+    ranges = size_ranges(program) if checked else every_size(size_ranges(program))
     return lambda goal, bounds: Prover(bounds, ranges, {}, seconds=5.0).valid(goal).status == "valid"

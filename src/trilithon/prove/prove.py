@@ -64,6 +64,17 @@ def examine(meaning: Meaning, ranges: Ranges, assume: tuple[Assumption, ...] = (
     return Finding(proved[0], tuple(proved[1:]), meaning.keep, nearest if unnamed else None)
 
 
+def unguarded(finding: Finding) -> Finding:
+    """What is left of a finding where nobody checks inputs: the first proof that needs no guard, or why there is none."""
+    proofs = [p for p in (finding.proof, *finding.alternatives) if p.verdict is Verdict.PROVED]
+    left = [p for p in proofs if all(a.source not in ("guard", "declared") for a in p.assumptions)]
+    if left or not proofs:
+        return replace(finding, proof=left[0] if left else finding.proof, alternatives=tuple(left[1:]))
+    needs = " and ".join(a.text for a in proofs[0].assumptions if a.source in ("guard", "declared"))
+    reason = f"it is {proofs[0].mask} only if {needs}, which nobody checks when this program runs"
+    return Finding(replace(proofs[0], verdict=Verdict.UNKNOWN, reason=reason), (), finding.formula)
+
+
 def _is_named(proof: Proof) -> bool:
     return proof.verdict is Verdict.PROVED and not isinstance(proof.mask, Formula)
 
