@@ -78,7 +78,7 @@ def analyse(
     *,
     checked: bool = True,
 ) -> Analysis:
-    """Capture one call, lift and prove each mask, and rewrite the sites that were proved; `checked` as `examine_program` has it."""
+    """Capture one call, lift and prove each mask, `checked` as in `examine_program`, and rewrite the proved sites."""
     with stage("export"):
         captured = capture(model, example, dynamic_shapes)
     with stage("prove"):
@@ -195,7 +195,6 @@ def compile(
         defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
         program, report = compile_program(analysis, backend, options, most, defer=defer)
         report = as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), notes)
-        seq2seq = seq2seq_of(program, decoder, generation_settings(model))
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
         example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
@@ -204,12 +203,6 @@ def compile(
             program, report = compile_program(analysis, backend, options, most)
         return program, replace(report, seconds=stages.seconds)
 
-    def export(path: str | Path, **arguments: Any) -> OnnxModel:
-        from trilithon.onnx_export import export_onnx  # it imports this module
-
-        arguments = {"example_kwargs": example_kwargs, "dynamic_shapes": dynamic_shapes, "options": options} | arguments
-        return export_onnx(model, path, **arguments)
-
     return Compiled(
         programs={program.inputs: program},
         report=replace(report, seconds=stages.seconds),
@@ -217,9 +210,15 @@ def compile(
         decoder=decoder,
         max_tokens=most if isinstance(decoder, CannotCache) else decoder.cache_tokens,
         defaults=hf.generation_defaults(model),
-        seq2seq=seq2seq,
-        export=export,
+        seq2seq=seq2seq_of(program, decoder, generation_settings(model)),
+        export=partial(_export, model, example_kwargs=example_kwargs, dynamic_shapes=dynamic_shapes, options=options),
     )
+
+
+def _export(model: Any, path: str | Path, **arguments: Any) -> OnnxModel:
+    from trilithon.onnx_export import export_onnx  # it imports this module
+
+    return export_onnx(model, path, **arguments)
 
 
 def _examples(model: Any, example: Example | None, dynamic_shapes: Any) -> list[tuple[Example | None, Any]]:

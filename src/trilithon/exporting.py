@@ -24,6 +24,8 @@ from trilithon.rewrite.assert_guards import HOLDS
 from trilithon.rewrite.unlift import fake_inputs
 from trilithon.runtime.verify_onnx import verify_onnx
 
+ASSERTS = (torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_async.msg, torch.ops.aten._assert_async.default)
+
 
 @dataclass(frozen=True)
 class OnnxModel:
@@ -88,14 +90,25 @@ def write_onnx(
         for file in reversed(files):  # the weights first: a model stands there only with them
             os.replace(file, path.with_name(file.name))
     written = tuple(path.with_name(file.name) for file in files)
-    return OnnxModel(path, written, replace(report, notes=(*report.notes, f"ONNX opset {opset}", note)), opset, error, note)
+    notes = (*report.notes, f"ONNX opset {opset}", *_left_out(program), note)
+    return OnnxModel(path, written, replace(report, notes=notes), opset, error, note)
+
+
+def _left_out(program: ExportedProgram) -> list[str]:
+    """What the program checks and ONNX cannot."""
+    count = sum(node.target in ASSERTS for node in program.graph.nodes)
+    return [f"{count} assertions of the program about its sizes or data are not in the ONNX model"] if count else []
 
 
 def _with_forms(report: Report, made: Mapping[str, Form]) -> Report:
     """What each site became in ONNX, in place of the kernel that would run it here."""
     sites = []
     for site in report.sites:
-        text = str(made[site.name]) if site.name in made else site.runs_on.replace(KEPT, "ONNX Attention with the mask as exported")
+        text = (
+            str(made[site.name])
+            if site.name in made
+            else site.runs_on.replace(KEPT, "ONNX Attention with the mask as exported")
+        )
         grouped = ", grouped heads" if site.heads is not None and site.heads[1] not in (None, site.heads[0]) else ""
         sites.append(replace(site, runs_on=text + grouped))
     return replace(report, sites=sites)
@@ -123,7 +136,8 @@ def _verified(path: Path, general: GraphModule, program: ExportedProgram, report
         return None, "not verified: onnxruntime is not installed"
     try:
         session = Session(path, torch.get_num_threads())
-    except CannotLower as error:
-        return None, f"not verified: {error.why}"
-    error = verify_onnx(session, general, fake_inputs(program), report.ranges)
+    except CannotLower as refused:
+        return None, f"not verified: {refused.why}"
+    masks = {site.mask for site in report.sites if site.mask is not None}
+    error = verify_onnx(session, general, fake_inputs(program), report.ranges, masks)
     return error, f"verified with ONNX Runtime: the relative error is {error:.1e} against eager"

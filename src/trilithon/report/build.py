@@ -18,7 +18,7 @@ from trilithon.lower.tensorrt.module import site_forms
 from trilithon.prove.program import Examined
 from trilithon.prove.prove import Finding
 from trilithon.prove.verdict import Proof, Verdict
-from trilithon.report.report import Lifted, SiteReport
+from trilithon.report.report import Lifted, Report, SiteReport
 from trilithon.rewrite.fuse_attention import SITE, why_not_canonical
 from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.unlift import fake_inputs

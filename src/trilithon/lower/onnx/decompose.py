@@ -18,12 +18,13 @@ from torch.fx import Graph, GraphModule
 from trilithon.errors import CannotLower
 from trilithon.lower.native.attention import attend_scores
 from trilithon.lower.native.emit import blocked, emit_bias, emit_cells, emit_mask
-from trilithon.lower.onnx.forms import exact_scale, form_of, same_size
-from trilithon.lower.onnx.op import ONNX_ATTENTION
+from trilithon.lower.onnx.forms import form_of, same_size
+from trilithon.lower.onnx.op import onnx_attention
 from trilithon.rewrite.op import ATTENTION
 from trilithon.spec.bias_text import parse_bias
 from trilithon.spec.masks import parse
 
+PLACES = ("q_start", "key_mask", "k_positions")
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
@@ -42,10 +43,11 @@ def canonical(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """`trilithon::attention`, as `forms.form_of` decides."""
-    form = form_of(dict(locals()))
+    arguments = dict(locals())
+    form = form_of(arguments)
     if form.kind in ("causal", "full"):
-        return ONNX_ATTENTION(q, k, v, None, scale, form.kind == "causal")
-    allowed, added = _mask_and_bias(q, k, mask, bias, tables or (), q_start, key_mask, k_positions)
+        return _attend(q, k, v, None, scale, form.kind == "causal")
+    allowed, added = _mask_and_bias(arguments)
     if form.kind == "decomposed":
         return attend_scores(q, k, v, scale, allowed, added, softcap, sinks)
     seen = None
@@ -53,7 +55,7 @@ def canonical(
         allowed, seen = _fill_empty_rows(allowed)
     given = allowed if added is None else blocked(added, allowed, q.dtype)
     assert given is not None, "a form with a mask has one"
-    return _zero_unless(ONNX_ATTENTION(q, k, v, _whole(given, q, k), scale, False), seen)
+    return _zero_unless(_attend(q, k, v, _whole(given, q, k), scale, False), seen)
 
 
 def as_exported(
@@ -76,28 +78,27 @@ def as_exported(
     if dropout_p:
         raise CannotLower("cannot export attention with dropout", todo="call model.eval(), and pass dropout_p=0.0")
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if is_causal and not (_is_plain(q, k, v, None, scale) and same_size(q.shape[2], k.shape[2])):
+    if is_causal and not (_is_plain(q, k, v, None) and same_size(q.shape[2], k.shape[2])):
         is_causal = False
         attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
-    if not _is_plain(q, k, v, attn_mask, scale):
+    if not _is_plain(q, k, v, attn_mask):
         return _written_out(q, k, v, attn_mask, scale, enable_gqa)
     if attn_mask is None:
-        return ONNX_ATTENTION(q, k, v, None, scale, is_causal)
+        return _attend(q, k, v, None, scale, is_causal)
     mask, seen = _fill_empty_rows(attn_mask)
     mask = mask.reshape([1] * (4 - mask.dim()) + list(mask.shape))
-    return _zero_unless(ONNX_ATTENTION(q, k, v, _whole(mask, q, k), scale, False), seen)
+    return _zero_unless(_attend(q, k, v, _whole(mask, q, k), scale, False), seen)
 
 
 DECOMPOSITIONS: dict[Any, Any] = {ATTENTION: canonical, SDPA: as_exported}
 
 
 @cache
-def _maker(mask: str, bias: str, tables: int, given: tuple[bool, bool, bool]) -> GraphModule:
-    """A module of q, k, those of `q_start, key_mask, k_positions` that are given, and tables: the mask and the bias, or None."""
+def _maker(mask: str, bias: str, tables: int, given: tuple[bool, ...]) -> GraphModule:
+    """What makes the mask and the bias, each None where there is none, of q, k, the places that are given, and the tables."""
     graph = Graph()
     q, k = graph.placeholder("q"), graph.placeholder("k")
-    names = ("q_start", "key_mask", "k_positions")
-    start, key_mask, positions = (graph.placeholder(n) if g else None for n, g in zip(names, given, strict=True))
+    start, key_mask, positions = (graph.placeholder(n) if g else None for n, g in zip(PLACES, given, strict=True))
     read = [graph.placeholder(f"table_{i}") for i in range(tables)]
     cells = emit_cells(graph, q, k, start, positions)
     allowed = emit_mask(graph, parse(mask), cells, key_mask, positions is not None)
@@ -107,12 +108,16 @@ def _maker(mask: str, bias: str, tables: int, given: tuple[bool, bool, bool]) ->
     return GraphModule(torch.nn.Module(), graph)
 
 
-def _mask_and_bias(
-    q: Tensor, k: Tensor, mask: str, bias: str, tables: Sequence[Tensor], *places: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    start, key_mask, positions = (x is not None for x in places)
-    module = _maker(mask, bias, len(tables), (start, key_mask, positions))
-    allowed, added = module(q, k, *(x for x in places if x is not None), *tables)
+def prepare(arguments: dict[str, Any]) -> GraphModule:
+    """What makes the mask and the bias of a call. It is made before a program is traced: torch computes numbers of terms."""
+    a = arguments
+    return _maker(a["mask"], a["bias"], len(a["tables"] or ()), tuple(a[name] is not None for name in PLACES))
+
+
+def _mask_and_bias(arguments: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    a = arguments
+    places = (a[name] for name in PLACES if a[name] is not None)
+    allowed, added = prepare(a)(a["q"], a["k"], *places, *(a["tables"] or ()))
     return allowed, added
 
 
@@ -130,13 +135,18 @@ def _fill_empty_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
     return mask.masked_fill(~seen, 0.0), seen
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool) -> Tensor:
+    out: Tensor = onnx_attention(q, k, v, mask, scale, is_causal)
+    return out
+
+
 def _zero_unless(out: Tensor, seen: Tensor | None) -> Tensor:
     return out if seen is None else out.masked_fill(~seen, 0.0)
 
 
-def _is_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> bool:
+def _is_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Does `Attention` take these as they are?"""
-    if not q.dim() == k.dim() == v.dim() == 4 or not exact_scale(q, scale) or not q.dtype == k.dtype == v.dtype:
+    if not q.dim() == k.dim() == v.dim() == 4 or not q.dtype == k.dtype == v.dtype:
         return False
     if not same_size(q.shape[0], k.shape[0]) or not all(map(same_size, k.shape[:3], v.shape[:3])):
         return False

@@ -63,19 +63,12 @@ def same_size(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
     return statically_known_true(a == b)
 
 
-def exact_scale(q: Tensor, scale: float) -> bool:
-    """An attribute is a float32: does the factor lose nothing that the type of q could tell?"""
-    return q.dtype != torch.float64 or float(torch.tensor(scale, dtype=torch.float32)) == scale
-
-
 def _why_decomposed(a: dict[str, Any]) -> str | None:
     q: Tensor = a["q"]
     if a["softcap"]:
         return "versions of Attention differ in whether its softcap comes before the mask"
     if a["sinks"] is not None:
         return "Attention has no sinks"
-    if not exact_scale(q, a["scale"]):
-        return "Attention has its scale in float32"
     if not _fits(a["bias"], a["tables"] or (), q.dtype):
         return f"its bias loses digits in {q.dtype}"
     return None

@@ -11,9 +11,11 @@ import torch
 from torch.export import ExportedProgram
 
 from trilithon.errors import CannotLower
-from trilithon.lower.onnx.decompose import DECOMPOSITIONS
+from trilithon.lower.onnx.decompose import DECOMPOSITIONS, prepare
 from trilithon.lower.onnx.library import onnxscript, quiet
 from trilithon.lower.onnx.op import ONNX_ATTENTION
+from trilithon.passes import bound_arguments
+from trilithon.rewrite.op import ATTENTION
 
 FLOAT32 = 1  # onnx.TensorProto.FLOAT
 OPSETS = (23, 24)
@@ -22,6 +24,8 @@ LARGE = 1 << 26  # bytes of weights from which on they lie in a file of their ow
 
 def lower_onnx(program: ExportedProgram) -> ExportedProgram:
     """Replace every `trilithon::attention` and SDPA by `trilithon::onnx_attention`, or write it out; it runs in PyTorch too."""
+    for node in program.graph.find_nodes(op="call_function", target=ATTENTION):
+        prepare(bound_arguments(node))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.export itself
         lowered: ExportedProgram = program.run_decompositions(dict(DECOMPOSITIONS))
@@ -37,7 +41,7 @@ def translate(program: ExportedProgram, opset: int, outputs: Sequence[str] | Non
     Raises:
         CannotLower: torch.onnx has no translation for an operation.
     """
-    table = {ONNX_ATTENTION: attention_of(getattr(onnxscript(), f"opset{opset}"))}
+    table: dict[Any, Any] = {ONNX_ATTENTION: attention_of(onnxscript().opset23)}
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # of torch.export and onnxscript
         try:
@@ -51,7 +55,9 @@ def translate(program: ExportedProgram, opset: int, outputs: Sequence[str] | Non
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise CannotLower("cannot export to ONNX", why=reason(error), todo="see torch.onnx.export(..., report=True)") from error
+            raise CannotLower(
+                "cannot export to ONNX", why=reason(error), todo="see torch.onnx.export(..., report=True)"
+            ) from error
         assert made is not None
         onnxscript().optimizer.optimize(made.model)
     return made
