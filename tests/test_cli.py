@@ -112,7 +112,7 @@ def test_help_does_not_import_torch():
 
 def test_help_and_version(run):
     text = run("--help").out
-    assert all(name in text for name in ("explain", "compile", "generate", "bench", "demo", "doctor"))
+    assert all(name in text for name in ("explain", "compile", "export", "generate", "bench", "demo", "doctor"))
     assert re.fullmatch(r"trilithon \d+\.\d+\.\d+\S*\n", run("--version").out)
 
 
@@ -132,6 +132,15 @@ def test_explain_needs_a_configuration_only(run, config_folder, tmp_path):
     assert set(report["sizes"].values()) == {"input_ids axis 0", "input_ids axis 1"}
     assert set(report["sizes"]) <= set(report["ranges"])
     assert "4 heads, 2 of keys and values" in ran.out
+
+
+def test_export_says_what_became_of_each_site(run, folder, tmp_path):
+    ran = run("export", folder, "--out", tmp_path / "llama.onnx")
+    assert ran.code == 0, ran.err
+    assert "ONNX Attention, is_causal=1, grouped heads" in ran.out
+    assert "verified with ONNX Runtime" in ran.out
+    assert f"saved {tmp_path / 'llama.onnx'}" in ran.out
+    assert (tmp_path / "llama.onnx").exists()
 
 
 def test_explain_eager_attention(run, config_folder):

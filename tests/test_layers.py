@@ -158,6 +158,8 @@ def test_a_leftward_import_is_not_found(file, line):
         ("trilithon/lower/tensorrt/engine.py", "import tensorrt_rtx as trt", 0),
         ("trilithon/bench/candidates.py", "importlib.import_module('torch_tensorrt')", 1),
         ("trilithon/bench/torch_tensorrt_row.py", "import torch_tensorrt", 0),
+        ("trilithon/lower/onnx/session.py", "import onnxruntime", 1),
+        ("trilithon/exporting.py", "from trilithon.lower.onnx import library", 0),
     ],
 )
 def test_the_wrong_door_is_found(file, line, count):

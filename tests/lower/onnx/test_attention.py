@@ -140,6 +140,8 @@ def test_the_canonical_op(dtype: torch.dtype, tmp_path: Path) -> None:
     close, names, expected = ROWS[dtype]
     model, session, lowered = exported({name: CALLS[name] for name in names}, dtype, tmp_path)
     assert forms(model) == expected
+    precise = [n.attributes["softmax_precision"].value for n in model.graph if "softmax_precision" in n.attributes]
+    assert precise == ([1] * sum(expected.values()) if dtype == torch.float16 else []), "softmax in float32"
     for b, s, far, padded in ((2, 5, 7, True), (1, 1, 3, False), (3, 9, 4, True)):
         x = given(b, s, far, dtype, padded)
         for name, mine, torched in zip(names, session(x), lowered(**x), strict=True):
