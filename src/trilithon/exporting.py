@@ -20,11 +20,13 @@ from trilithon.lower.onnx.session import Session
 from trilithon.lower.onnx.translate import OPSETS, lower_onnx, save, translate
 from trilithon.report.build import KEPT
 from trilithon.report.report import Report
-from trilithon.rewrite.assert_guards import HOLDS
+from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.unlift import fake_inputs
 from trilithon.runtime.verify_onnx import verify_onnx
 
 ASSERTS = (torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_async.msg, torch.ops.aten._assert_async.default)
+
+KEPT_SDPA, KEPT_OTHER = "ONNX Attention with the mask as exported", "as torch.onnx writes it, with the mask as exported"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,13 @@ def check_arguments(path: str | Path, opset: int) -> Path:
     return path
 
 
+def check_program(program: ExportedProgram) -> None:
+    """Raises InputError if it was rewritten already, by proofs that rest on guards or on the sizes of its export."""
+    if any(node.target is ATTENTION for node in program.graph.nodes):
+        why = "it was rewritten already, by proofs that may rest on sizes and guards, which nobody checks in an ONNX model"
+        raise InputError("cannot export this program", why=why, todo="export the program that trilithon.lower was given")
+
+
 def write_onnx(
     program: ExportedProgram, general: GraphModule, report: Report, path: Path, *, opset: int, verify: bool
 ) -> OnnxModel:
@@ -74,13 +83,9 @@ def write_onnx(
         report: of the program.
 
     Raises:
-        InputError: the program asserts guards.
         CannotLower: an operation has no translation.
         VerificationFailed: ONNX Runtime disagrees with eager; then nothing was written.
     """
-    if any(node.target is HOLDS for node in program.graph.nodes):
-        why = "it rests on guards, and nobody checks those of an ONNX model"
-        raise InputError("cannot export this program", why=why, todo="export the program that trilithon.lower was given")
     report = _with_forms(report, forms(program.graph_module))
     made = translate(lower_onnx(program), opset, _output_names(program))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,11 +109,8 @@ def _with_forms(report: Report, made: Mapping[str, Form]) -> Report:
     """What each site became in ONNX, in place of the kernel that would run it here."""
     sites = []
     for site in report.sites:
-        text = (
-            str(made[site.name])
-            if site.name in made
-            else site.runs_on.replace(KEPT, "ONNX Attention with the mask as exported")
-        )
+        kept = KEPT_SDPA if site.kind == "sdpa" else KEPT_OTHER
+        text = str(made[site.name]) if site.name in made else site.runs_on.replace(KEPT, kept)
         grouped = ", grouped heads" if site.heads is not None and site.heads[1] not in (None, site.heads[0]) else ""
         sites.append(replace(site, runs_on=text + grouped))
     return replace(report, sites=sites)

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from trilithon.capture import hf
 from trilithon.compiler import analyse
 from trilithon.errors import InputError
-from trilithon.exporting import OnnxModel, check_arguments, write_onnx
+from trilithon.exporting import OnnxModel, check_arguments, check_program, write_onnx
 from trilithon.options import Options
 from trilithon.stages import clocked, stage
 
@@ -50,6 +50,8 @@ def export_onnx(
         VerificationFailed: ONNX Runtime disagrees with eager; nothing was written.
     """
     path = check_arguments(path, opset)
+    if isinstance(model, ExportedProgram):
+        check_program(model)
     with clocked() as stages:
         if isinstance(model, str):
             with stage("load"):

@@ -24,9 +24,6 @@ def _(table: Tensor, kind: str) -> Tensor:
     return table.new_empty((), dtype=torch.bool)
 
 
-HOLDS = torch.ops.trilithon.holds.default
-
-
 @dataclass(frozen=True)
 class AssertGuards:
     """Assert each guard at the head of the graph.
@@ -44,7 +41,7 @@ class AssertGuards:
         with gm.graph.inserting_after(last):
             for guard in self.guards:
                 table = inputs[guard.table]
-                ok = gm.graph.call_function(HOLDS, (table, guard.kind))
+                ok = gm.graph.call_function(torch.ops.trilithon.holds.default, (table, guard.kind))
                 ok.meta["val"] = table.meta["val"].new_empty((), dtype=torch.bool)
                 text = f"{guard.text} does not hold, and this program was rewritten under that assumption"
                 with gm.graph.inserting_after(ok):
