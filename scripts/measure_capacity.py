@@ -16,7 +16,6 @@ import torch
 import typer
 
 import trilithon
-from trilithon import Options
 from trilithon.runtime.decoder import CachedDecoder
 
 
@@ -55,7 +54,7 @@ def main(
     dtype = torch.float16 if device == "cuda" else torch.float32
     sizes = [int(x) for x in capacities.split(",")]
     module = trilithon.load_model(model, device=device, layers=layers, dtype=dtype)
-    made = trilithon.compile(module, max_tokens=max(sizes), options=Options(inductor=False)).decoder
+    made = trilithon.compile(module, max_tokens=max(sizes)).decoder
     decoders = {size: decoder_of(made, size, length) for size in sizes}
     times: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(repeats):
@@ -72,6 +71,7 @@ def main(
         name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         about = {"model": model, "layers": layers, "length": length, "dtype": str(dtype), "device": name}
         about |= {
+            "step": getattr(made.modules.decode, "note", ""),
             "torch": torch.__version__,
             "command": f"scripts/measure_capacity.py {model} --layers {layers} --length {length}",
         }

@@ -16,6 +16,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from artefacts import file_of, names_of
 from runtime.plain_decoder import PlainDecoder
 from trilithon import Compiled, cli, compiler
 from trilithon.bench import candidates, demo
@@ -112,7 +113,7 @@ def test_help_does_not_import_torch():
 
 def test_help_and_version(run):
     text = run("--help").out
-    assert all(name in text for name in ("explain", "compile", "export", "generate", "bench", "demo", "doctor"))
+    assert all(name in text for name in ("explain", "compile", "export", "inspect", "generate", "bench", "demo", "doctor"))
     assert re.fullmatch(r"trilithon \d+\.\d+\.\d+\S*\n", run("--version").out)
 
 
@@ -378,10 +379,44 @@ def test_compile_saves_engines_for_another_gpu(run, folder, tmp_path):
     assert ran.code == 0, ran.err
     words = " ".join(ran.out.split())
     assert "prefill: matmul-softmax-matmul (float32: IAttention has kernels for float16 and bfloat16 alone)" in words
-    assert {"prefill.plan", "decode.plan", "trilithon.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
+    assert {"prefill.plan", "decode.plan", "tokenizer/tokenizer.json"} <= names_of(out)
     ran = run("generate", out, "--prompt", "ab", "--device", "cpu")
     assert ran.code == 1
     assert "it holds engines for a GPU" in ran.err
+
+
+def test_compile_inspect_generate(run, folder, tmp_path):
+    """A native model that was saved says what it is, and goes on with its own tokenizer as the model itself does."""
+    out = tmp_path / "saved"
+    ran = run("compile", folder, "--backend", "native", "--out", out, "--max-tokens", CAPACITY, "--dtype", "float32")
+    assert ran.code == 0, ran.err
+    assert "tokenizer/tokenizer.json" in names_of(out)
+    words = ("--prompt", "ab", "--max-new-tokens", "8", "--device", "cpu")
+    mine, theirs = run("generate", out, *words), run("generate", folder, *words)
+    assert mine.code == theirs.code == 0, mine.err
+    assert mine.out.splitlines()[0] == theirs.out.splitlines()[0]
+
+    ran = run("inspect", out)
+    assert ran.code == 0, ran.err
+    assert f"{folder.name}  (folder, LlamaForCausalLM)" in ran.out
+    assert "native on cpu" in ran.out and "PROVED" in ran.out and "each row of position_ids is consecutive" in ran.out
+    found = json.loads(run("inspect", out, "--json").out)
+    assert found["model"]["config"]["hidden_size"] == 32
+    assert {file["state"] for file in found["files"]} == {"ok"} and found["other_files"] == []
+    assert all(proof["formula"] and proof["assumptions"] for proof in found["proofs"])
+
+    path = file_of(out, "tokenizer/tokenizer.json")
+    path.write_text(path.read_text()[:-1])
+    ran = run("inspect", out)
+    assert ran.code == 1 and f"tokenizer.json  {path.stat().st_size + 1} bytes  truncated" in ran.out
+    ran = run("generate", out, *words)
+    assert ran.code == 1 and "is damaged or was changed" in ran.err
+
+
+@pytest.mark.parametrize(("name", "says"), [("nowhere", "there is no such folder"), (".", "there is no trilithon.json in it")])
+def test_inspect_what_is_no_artefact(run, tmp_path, name, says):
+    ran = run("inspect", tmp_path / name)
+    assert ran.code == 1 and says in ran.err and ran.out == ""
 
 
 def test_doctor(run):

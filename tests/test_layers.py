@@ -28,7 +28,7 @@ DOORS = {
     "z3": ("trilithon/prove/",),
     "tensorrt": ("trilithon/lower/tensorrt/",),
     "tensorrt_rtx": ("trilithon/lower/tensorrt/",),
-    "torch_tensorrt": ("trilithon/bench/torch_tensorrt_row.py",),
+    "torch_tensorrt": ("trilithon/bench/torch_tensorrt_row.py", "trilithon/integrations/torch_tensorrt.py"),
     "transformers": (
         "trilithon/capture/generation.py",
         "trilithon/capture/hf.py",

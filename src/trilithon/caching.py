@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from trilithon.errors import CannotCache, InputError, VerificationFailed
-from trilithon.lower.backend import Role, lower_module
-from trilithon.lower.inputs import cached_inputs, sequence_inputs
+from trilithon.lower.backend import Blueprint, Role, blueprint_of, lower_module
+from trilithon.lower.inputs import Input, cached_inputs, sequence_inputs
 from trilithon.lower.native.prompt import Prompt
 from trilithon.lower.native.step import NativeStep
 from trilithon.lower.tensorrt.converters.matmul import PARTS
@@ -30,12 +31,12 @@ from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.split_context import Context, split_context
 from trilithon.rewrite.token_model import POSITIONS, longest, token_inputs
 from trilithon.rewrite.unlift import device_of, fake_inputs, unlift
+from trilithon.runtime.assemble import assemble
 from trilithon.runtime.cache_notes import cache_notes, kept_notes
 from trilithon.runtime.context import HeldContext
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.original import Original
 from trilithon.runtime.program import Expected
-from trilithon.runtime.prompt import PromptGraphs
 from trilithon.runtime.verify import TOLERANCE, canary_inputs, verify_decoder
 from trilithon.spec.assumption import Assumption
 from trilithon.spec.masks import SlidingWindow, parse, parts
@@ -209,6 +210,12 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
     native, context, turned = backend != "tensorrt", plan.context, _turned(backend, options)
     kept = [replace(shape, turned=shape.turned and turned) for shape in plan.kept]
     first = min(LEAST_SLOTS, plan.max_tokens) if native else None  # engines are built for one size
+    blueprints: dict[str, Blueprint] = {}
+
+    def lower(gm: GraphModule, role: Role, name: str, inputs: tuple[Input, ...]) -> Callable[..., Any]:
+        if native:
+            blueprints[name] = blueprint_of(gm, role, name, inputs)
+        return lower_module(gm, backend, options, role=role, name=name, inputs=inputs, exact=exact)
 
     def lowered(name: str, mode: Mode) -> Callable[..., Any]:
         every, most = mode == "extend", 1 if mode == "step" else None
@@ -217,21 +224,18 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
         inputs = cached_inputs(gm, kept, plan.max_tokens, options.max_batch, most_tokens=most, first_tokens=first)
         roles: dict[Mode, Role] = {"prompt": "prompt", "step": "step", "extend": "sequence"}
         role = roles[mode] if context is None else "sequence"  # no Inductor for each length of a context
-        return lower_module(gm, backend, options, role=role, name=name, inputs=inputs, exact=exact)
+        return lower(gm, role, name, inputs)
 
     modules = CachedModules(
         prefill=lowered("prefill", "prompt"),
         decode=lowered("decode", "step"),
         extend=lowered("extend", "extend") if native else None,  # an engine more would hold the weights once more
     )
-    graphs = plan.device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
-    decoder = CachedDecoder(modules, kept, plan.max_tokens, options.max_batch, plan.device, graphs, first)
-    if context is None and graphs and native:  # an engine's graph is void once the engine has run at another length
-        decoder.prompts = PromptGraphs(modules.prefill)
+    held = None
     if context is not None:
-        module = lower_module(context.module, backend, options, role="sequence", name="context", inputs=())
-        decoder.context = HeldContext(module, context.inputs, _has_rows(program, plan.inputs, context), decoder.drop_graphs)
-    return decoder
+        own_rows = _has_rows(program, plan.inputs, context)
+        held = HeldContext(lower(context.module, "sequence", "context", ()), context.inputs, own_rows)
+    return assemble(modules, kept, plan.max_tokens, options, plan.device, first, held, blueprints)
 
 
 def _has_rows(program: ExportedProgram, inputs: TokenInputs, context: Context) -> tuple[bool, ...]:

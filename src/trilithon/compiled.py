@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast, overload
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trilithon.errors import CannotCache, CannotLower, InputError
-from trilithon.exporting import OnnxModel
+from trilithon.options import Options
 from trilithon.report.report import Report
 from trilithon.runtime.conversation import Conversation
 from trilithon.runtime.decoder import CachedDecoder
@@ -27,6 +28,24 @@ from trilithon.stages import StartUp
 Build = Callable[[tuple[str, ...]], tuple[Program, Report]]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a compiled model comes from; its artefact says so.
+
+    Attributes:
+        model: see `trilithon.capture.hf.source_of`.
+        backend, options: that it was compiled with.
+        versions: that it was compiled with; empty = those of this process.
+        tuned: settings of generated kernels by GPU, of one that was loaded.
+    """
+
+    model: Mapping[str, Any]
+    backend: str
+    options: Options
+    versions: Mapping[str, str] = field(default_factory=dict)
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
 class Compiled:
     """A compiled model.
 
@@ -35,6 +54,8 @@ class Compiled:
         max_tokens: capacity of a row of the KV cache, prompt and generated tokens together.
         defaults: arguments of `generate` that the model's own configuration gives.
         cached: prefill and decode over the KV cache, or the reason why there is none.
+        seq2seq: how prompts of an encoder-decoder are read; None for others.
+        origin: what it was compiled from, and how; None where nobody said.
     """
 
     def __init__(
@@ -47,13 +68,13 @@ class Compiled:
         max_tokens: int,
         defaults: dict[str, Any],
         seq2seq: Seq2Seq | None = None,
-        export: Callable[..., OnnxModel] | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.report = report
         self.reports = dict.fromkeys(programs, report)
         self.max_tokens, self.defaults = max_tokens, defaults
         self._programs, self._build, self.cached = programs, build, decoder
-        self._seq2seq, self._export = seq2seq, export
+        self.seq2seq, self.origin = seq2seq, origin
 
     def __call__(self, input_ids: Tensor | None = None, **tensors: Tensor) -> Any:
         """The model's output without a cache, e.g. logits `[b s v]` of a causal LM.
@@ -184,8 +205,8 @@ class Compiled:
 
     def _request(self, input_ids: Tensor | None, arguments: Seq2SeqArguments) -> Request:
         decoder, given = self.memory.decoder, {**self.defaults, **arguments}
-        if self._seq2seq is not None:
-            return self._seq2seq.request(decoder, input_ids, given)
+        if self.seq2seq is not None:
+            return self.seq2seq.request(decoder, input_ids, given)
         return make_request(decoder.cache_tokens, decoder.device, input_ids, **cast(GenerateArguments, given))  # type: ignore[arg-type]
 
     def _stream(self, steps: Iterator[Tensor]) -> Iterator[Tensor]:
@@ -208,7 +229,7 @@ class Compiled:
             CannotCache: this model has no KV cache.
             InputError: it is an encoder-decoder.
         """
-        if self._seq2seq is not None:
+        if self.seq2seq is not None:
             raise InputError(
                 "an encoder-decoder holds no conversation",
                 why="what its encoder read cannot be appended to",
@@ -216,27 +237,11 @@ class Compiled:
             )
         return Conversation(self.memory, self.defaults)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the engines and all else that `trilithon.load` needs; see `trilithon.artefact.save`."""
+    def save(self, folder: str | Path, tokenizer: Any | None = None) -> Path:
+        """Write programs, weights, proofs and all else that `trilithon.load` needs; see `trilithon.artefact.save`."""
         from trilithon.artefact import save
 
-        return save(self, folder)
-
-    def to_onnx(
-        self, path: str | Path, *, inputs: tuple[str, ...] | None = None, opset: int = 23, verify: bool = True
-    ) -> OnnxModel:
-        """Write the model, without a cache, as ONNX; see `trilithon.export_onnx`, which proves anew what ONNX may rest on.
-
-        Args:
-            inputs: of a Hugging Face model, what it shall take; default: `input_ids`, of an encoder `attention_mask` too.
-
-        Raises:
-            CannotLower: it was loaded from a folder, which holds engines, and no model; or as `export_onnx` raises it.
-        """
-        if self._export is None:
-            todo = "call trilithon.export_onnx with the model that it was compiled from"
-            raise CannotLower("cannot export to ONNX", why="it was loaded from a folder that holds engines", todo=todo)
-        return self._export(path, inputs=inputs, opset=opset, verify=verify)
+        return save(self, folder, tokenizer)
 
     def __repr__(self) -> str:
         cache = "no cache" if isinstance(self.cached, CannotCache) else f"cache of {self.max_tokens} tokens"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,21 +15,23 @@ from trilithon.caching import Source, allowed_times, build_right, capacity, make
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
 from trilithon.capture.generation import generation_settings
-from trilithon.compiled import Compiled
+from trilithon.compiled import Compiled, Origin
 from trilithon.errors import CannotCache, CaptureError
-from trilithon.exporting import OnnxModel
-from trilithon.lower.backend import backend_note, lower_module, resolve_backend
+from trilithon.lower.backend import backend_note, blueprint_of, lower_module, resolve_backend
 from trilithon.lower.inputs import sequence_inputs
+from trilithon.lower.tensorrt.lower import split_notes
+from trilithon.lower.tensorrt.module import site_forms
 from trilithon.options import Options
 from trilithon.prove.cache import default_cache
 from trilithon.prove.program import examine_program, prover_of, size_ranges
-from trilithon.report.build import as_lowered, canonical_heads, site_report, size_names
+from trilithon.report.build import canonical_heads, site_report, size_names
 from trilithon.report.promises import broken_promises
 from trilithon.report.report import Report
 from trilithon.report.versions import versions
 from trilithon.rewrite.fuse_attention import Proved, canonical_sites
 from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import device_of, fake_inputs, input_names, unlift
+from trilithon.runtime.canary import Canary
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.original import original_model, original_program
 from trilithon.runtime.program import Deferred, Program, expected_inputs, lowered
@@ -75,7 +76,6 @@ def analyse(
     dynamic_shapes: Any,
     assume: tuple[Assumption, ...],
     options: Options,
-    *,
     checked: bool = True,
 ) -> Analysis:
     """Capture one call, lift and prove each mask, `checked` as in `examine_program`, and rewrite the proved sites."""
@@ -194,7 +194,7 @@ def compile(
         )
         defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
         program, report = compile_program(analysis, backend, options, most, defer=defer)
-        report = as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), notes)
+        report = _as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), notes)
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
         example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
@@ -211,14 +211,8 @@ def compile(
         max_tokens=most if isinstance(decoder, CannotCache) else decoder.cache_tokens,
         defaults=hf.generation_defaults(model),
         seq2seq=seq2seq_of(program, decoder, generation_settings(model)),
-        export=partial(_export, model, example_kwargs=example_kwargs, dynamic_shapes=dynamic_shapes, options=options),
+        origin=Origin(hf.source_of(model), backend, options),
     )
-
-
-def _export(model: Any, path: str | Path, **arguments: Any) -> OnnxModel:
-    from trilithon.onnx_export import export_onnx  # it imports this module
-
-    return export_onnx(model, path, **arguments)
 
 
 def _examples(model: Any, example: Example | None, dynamic_shapes: Any) -> list[tuple[Example | None, Any]]:
@@ -261,15 +255,22 @@ def _source(model: Any, example: Example | None, analysis: Analysis) -> Source:
     return Source(analysis.rewritten, analysis.guards, expected_inputs(held, analysis.report.ranges), original)
 
 
+def _as_lowered(report: Report, modules: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Report:
+    """The report with what lowered programs say of themselves, and these notes."""
+    forms = site_forms(modules)
+    sites = [replace(site, runs_on=forms.get(site.name, site.runs_on)) for site in report.sites]
+    parts = (f"{name}: {note}" for name, module in modules.items() for note in split_notes(module))
+    return replace(report, sites=sites, notes=(*report.notes, *notes, *parts))
+
+
 def compile_program(
     analysis: Analysis, backend: str, options: Options, max_tokens: int, *, defer: bool = False
 ) -> tuple[Program, Report]:
     """Lower one captured call, rewritten, and verify it against the captured program; with `defer` when first called."""
     held, fast, always = fake_inputs(analysis.captured.program), unlift(analysis.rewritten), analysis.general
-    device = device_of(fast)
-    inputs = sequence_inputs(held, analysis.report.ranges, options.max_batch, max_tokens)
-
-    notes: list[str] = []
+    inputs, device = sequence_inputs(held, analysis.report.ranges, options.max_batch, max_tokens), device_of(fast)
+    blueprint = None if backend == "tensorrt" else blueprint_of(fast, "sequence", "sequence", inputs)
+    notes, canaries = list[str](), list[Canary]()
 
     def build(chosen: Options, exact: int) -> Callable[..., Any]:
         with stage("build"):
@@ -279,7 +280,7 @@ def compile_program(
         if chosen.verify:
             times = allowed_times(made, device, chosen)
             with verifying():
-                verify_program(made, always, held, analysis.guards, inputs, device, times)
+                verify_program(made, always, held, analysis.guards, inputs, device, times, canaries)
 
     def make() -> Callable[..., Any]:
         made, found = build_right(build, verify, backend, options)
@@ -292,6 +293,8 @@ def compile_program(
         general=always,
         guards=analysis.guards,
         when_guard_fails=options.when_guard_fails,
+        blueprint=blueprint,
+        canaries=canaries,
     )
     report = replace(analysis.report, notes=(backend_note(backend, options, device), *notes))
-    return program, as_lowered(report, {"call": lowered(program.fast)})
+    return program, _as_lowered(report, {"call": lowered(program.fast)})

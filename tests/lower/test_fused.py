@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from torch.fx import GraphModule
 from trilithon.capture import hf
 from trilithon.compiler import analyse
 from trilithon.errors import VerificationFailed
+from trilithon.lower.graph_data import from_data, to_data
 from trilithon.lower.inputs import Input, cached_inputs
 from trilithon.lower.native.fused.fuse import fuse_step
 from trilithon.lower.native.fused.launch import Attention, Largest, Products, Values, tile
@@ -83,6 +85,20 @@ def test_a_layer_is_five_kernels(name: str) -> None:
     assert len({k.source for k in kernels(fused) if isinstance(k, Attention)}) <= 2  # layers share their kernels
 
 
+@pytest.mark.parametrize("name", ["gemma3", "glm"])
+def test_a_step_from_a_file_is_the_same_kernels(name: str) -> None:
+    """A saved graph holds all that lowering and fusing ask for."""
+    torch.manual_seed(0)
+    model = FAMILIES[name].make("sdpa").half()
+    program = analyse(model, *hf.example_for(model, ("input_ids",)), (), Options()).rewritten
+    kept = to_data(insert_cache(program, "step"))
+    again = from_data(json.loads(json.dumps(kept.nodes)), kept.tensors, torch.device("cpu"))
+    gm, inputs, _ = step_of(name)
+    mine, theirs = (kernels(fuse_step(x, inputs)) for x in (lower_native(again, split=True), gm))
+    assert [getattr(k, "source", "") for k in mine] == [getattr(k, "source", "") for k in theirs]
+    assert len(mine) > 5
+
+
 @pytest.mark.parametrize(
     ("name", "stored", "why"),
     [
@@ -113,7 +129,7 @@ def test_generated_kernels_give_what_the_step_gives(name: str, monkeypatch: pyte
     for start, parts in ((0, 3), (SLOTS // 2, 2), (SLOTS - 1, 2), (SLOTS - 1, 3)):
         for kernel in kernels(fused):
             if isinstance(kernel, Attention):
-                kernel.use({"block_n": 16, "splits": parts, "block_s": 2})
+                kernel.use({"block_n": 16, "splits": parts})
         held, own = given(inputs, start), given(inputs, start)
         logits, _ = gm(*held)
         for _ in range(2):  # the second time, counters have been set back
@@ -122,6 +138,21 @@ def test_generated_kernels_give_what_the_step_gives(name: str, monkeypatch: pyte
         assert best.tolist() == found[:, 0].argmax(-1).tolist()
         for expected, written in zip(held[3:], own[3:], strict=True):
             torch.testing.assert_close(written, expected, atol=4e-3, rtol=4e-3)
+
+
+@interpreted
+@torch.no_grad()
+def test_numbers_that_are_none_do_not_keep_programs_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where their bits are those that stand for a number that is still to come."""
+    monkeypatch.setattr(launch, "FILLED", 4)
+    gm, inputs, _ = step_of("llama")
+    fused, held = fuse_step(gm, inputs), given(inputs, SLOTS - 1)
+    for x in held[3:]:
+        x.view(torch.int16).fill_(-1)
+    logits, _ = fused(*held)
+    assert logits.isnan().all()
+    held = given(inputs, SLOTS - 1)
+    assert not fused(*held)[0].isnan().any()
 
 
 @interpreted
@@ -150,7 +181,7 @@ def test_parts_that_are_left_out_show(monkeypatch: pytest.MonkeyPatch) -> None:
     _compare(gm, fused, inputs)  # of two parts one holds two tiles
     for kernel in kernels(fused):
         if isinstance(kernel, Attention):
-            kernel.source = kernel.source.replace("begin, stop, active, group", "begin, begin + BLOCK_N, active, group")
+            kernel.source = kernel.source.replace("begin, stop, group, part", "begin, begin + BLOCK_N, group, part")
     with pytest.raises(VerificationFailed, match="disagree"):
         _compare(gm, fused, inputs)
     assert all(kernel.splits == 3 for kernel in kernels(fused) if isinstance(kernel, Attention))
@@ -232,12 +263,12 @@ def test_the_fastest_settings_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path
     gm, inputs, layers = step_of("llama")
     asked = []
 
-    def measure(calls: list[Any]) -> float:
-        settings = calls[0][0].settings()
+    def measure(tried: list[Any]) -> float:
+        settings = tried[0].settings()
         asked.append(settings)
         if settings["warps"] == 2:
             raise RuntimeError("out of resource")
-        return 1.0 if settings == calls[0][0].candidates()[0] else 0.5 if settings["warps"] == 8 else 2.0
+        return 1.0 if settings == tried[0].candidates()[0] else 0.5 if settings["warps"] == 8 else 2.0
 
     fused = fuse_step(gm, inputs)
     measured = tune(fused, given(inputs, 5), measure)
@@ -260,7 +291,7 @@ def test_a_kernel_that_cannot_run_is_a_note_and_a_warning(
 ) -> None:
     """E.g. a GPU without a type. The step is then compiled as any other."""
 
-    def fails(*_: object) -> int:
+    def fails(*_: object, **__: object) -> int:
         raise RuntimeError("no such type\nand more")
 
     monkeypatch.setattr(step_module, "tune", fails)

@@ -209,3 +209,22 @@ def outputs(names: tuple[str, ...]) -> tuple[X, X]:
 def test_the_lowered_program_gives_what_eager_gives(name: str) -> None:
     expected, given = outputs(group_of(name))
     torch.testing.assert_close(given[name], expected[name], rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize(("low", "proved"), [(None, False), (5, True)])
+def test_an_integer_that_a_caller_gives_may_be_negative(low, proved):
+    """torch.export says that it is 0 or more, and looks at no call; only a range that the user gave is looked at."""
+
+    class Shifted(nn.Module):
+        def forward(self, x: torch.Tensor, shift: int) -> torch.Tensor:
+            place = torch.arange(x.shape[2])
+            allowed = (place <= place[:, None]) | (place + shift < 0) | (place + shift > 1 << 40)
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=allowed)
+
+    x, given = torch.randn(1, 1, 7, 8), Dim.DYNAMIC if low is None else Dim.DYNAMIC(min=low, max=99)
+    program = torch.export.export(Shifted(), (x, 6), dynamic_shapes={"x": {2: Dim.AUTO}, "shift": given}, strict=False)
+    (site,) = trilithon.explain(program).sites
+    assert (str(site.mask) == "causal") is proved
+    lowered = trilithon.lower(program).module()
+    for shift in (7, *(() if proved else (-3, 1 << 41))):
+        torch.testing.assert_close(lowered(x, shift), program.module()(x, shift))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from transformers.utils.hub import cached_file
 
 from trilithon.capture.examples import make_example
 from trilithon.capture.presets import PRESETS as PRESETS
+from trilithon.capture.source import loaded
+from trilithon.capture.source import source_of as source_of
 from trilithon.errors import InputError
 
 LENGTHS = ("max_position_embeddings", "max_target_positions", "max_seq_len")  # what configurations call their most tokens
@@ -58,7 +62,8 @@ def load_model(
         config = preset.config()
         if layers is not None:
             config = _truncated(config, layers, name)
-        return from_config(config, dtype=dtype, device=device, attention=attention, seed=seed)
+        made = from_config(config, dtype=dtype, device=device, attention=attention, seed=seed)
+        return loaded(made, "preset", name.lower(), f"random weights, seed {seed}")
     source = preset.folder() if preset is not None and preset.folder is not None else _source(name)
     config = _from_pretrained(transformers.AutoConfig, source)
     if str(device) == "meta":
@@ -71,7 +76,12 @@ def load_model(
             todo='leave it out, or load with device="meta", without weights',
         )
     model = _from_pretrained(_auto_class(config), source, dtype=dtype, attn_implementation=attention)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    model = model.to(device).eval()
+    if preset is not None:
+        return loaded(model, "preset", name.lower())
+    if isinstance(source, Path):
+        return loaded(model, "folder", source.resolve().name)
+    return loaded(model, "hub", name, getattr(model.config, "_commit_hash", None))
 
 
 def _truncated(config: Any, layers: int, name: str) -> Any:
@@ -172,6 +182,12 @@ def _has_tokenizer(source: str | Path) -> bool:
         return any(cached_file(source, file, _raise_exceptions_for_missing_entries=False) for file in TOKENIZER_FILES)
     except OSError as error:
         raise _cannot_load(source, error) from error
+
+
+def register_operations() -> None:
+    """Let PyTorch know the operations that transformers' exported programs may call."""
+    with suppress(ImportError):
+        importlib.import_module("transformers.integrations.moe")
 
 
 def is_hf(model: object) -> bool:

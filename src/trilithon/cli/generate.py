@@ -116,26 +116,27 @@ def _load_compiled(
 
     if options.cache_dtype is not None:
         raise InputError(
-            "--cache-dtype was given with engines", why="they keep K and V as they were built", todo="leave it out"
+            "--cache-dtype was given with a compiled model", why="it keeps K and V as it was compiled", todo="leave it out"
         )
-    device = device or "cuda"
-    if device.startswith("cpu") or not torch.cuda.is_available():
-        why = "it holds engines for a GPU" + ("" if device.startswith("cpu") else ", and torch sees none")
+    compiled = load_compiled(folder, device)
+    if compiled.origin is not None and compiled.origin.backend == "tensorrt" and compiled.decoder.device.type == "cpu":
         todo = "run it where the GPU is, or generate from the model itself with --backend native"
-        raise InputError(f"cannot run {folder} here", why=why, todo=todo)
+        raise InputError(f"cannot run {folder} here", why="it holds engines for a GPU", todo=todo)
     random = torch.randint(3, 256, (1, prompt_tokens or 16), generator=torch.Generator().manual_seed(seed))
-    return load_compiled(folder, device), (random if text is None else text).to(device)
+    return compiled, (random if text is None else text).to(compiled.decoder.device)
 
 
 def _tokenizer(model: str, prompt: str | None, prompt_tokens: int | None) -> Any | None:
     """The model's tokenizer where a text is to be continued, None where random tokens are."""
+    from trilithon.artefact import is_artefact, tokenizer_folder
     from trilithon.capture.hf import PRESETS, load_tokenizer
 
     if prompt_tokens is not None:
         if prompt is not None:
             raise InputError("both --prompt and --prompt-tokens were given", todo="give one of them")
         return None
-    tokenizer = load_tokenizer(model)
+    saved = tokenizer_folder(model) if is_artefact(model) else None
+    tokenizer = load_tokenizer(model if saved is None else str(saved))
     if tokenizer is None and prompt is not None:
         why = "its weights are random" if model.lower() in PRESETS else "none of its files is a tokenizer's"
         raise InputError(f"{model} has no tokenizer", why=why, todo="give --prompt-tokens 16 instead")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 from torch.fx import Node
 
+from trilithon.capture.program import Program
 from trilithon.errors import CannotLift
 from trilithon.lift import constants
 from trilithon.lift.handlers import HANDLERS
@@ -25,14 +25,14 @@ VALUE_FREE = {"device", "layout", "pin_memory", "memory_format", "non_blocking",
 
 
 class Lifter:
-    """Lifts the nodes of one exported program; use a fresh one for each mask, so obligations stay apart.
+    """Lifts the nodes of one program; use a fresh one for each mask, so obligations stay apart.
 
     Args:
-        program: a functional exported program (decomposed with an empty table).
+        program: a functional program (decomposed with an empty table).
         leaves: nodes to treat as input tables of that name instead of lifting them.
     """
 
-    def __init__(self, program: ExportedProgram, leaves: Mapping[Node, str] | None = None) -> None:
+    def __init__(self, program: Program, leaves: Mapping[Node, str] | None = None) -> None:
         self.leaves = dict(leaves or {})
         self.obligations: dict[Term, Obligation] = {}
         self.table_shapes: dict[str, Idx] = {}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.fx import Node
 
+from trilithon.capture.program import Program
 from trilithon.capture.sites import Site, score_path
 from trilithon.errors import CannotLift
 from trilithon.lift.lifter import Lifter
@@ -71,7 +71,7 @@ class Meaning:
     own: frozenset[str] = frozenset()
 
 
-def lift_site(program: ExportedProgram, site: Site) -> Meaning:
+def lift_site(program: Program, site: Site) -> Meaning:
     """Lift the mask of one site.
 
     Raises:
@@ -89,7 +89,7 @@ def lift_site(program: ExportedProgram, site: Site) -> Meaning:
         return _lift(program, site, unknown)
 
 
-def _lift(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Meaning:
+def _lift(program: Program, site: Site, unknown: tuple[Node, ...]) -> Meaning:
     """Lift a site, with some addends of its scores taken as tables of which nothing is known."""
     lifter = _lifter(program, site, unknown)
     dims = tuple(lifter.size(d) for d in site.dims)
@@ -183,7 +183,7 @@ def _concerns(keep: Term, bias: Term | None, obligation: Obligation) -> bool:
     return not floats <= set(walk([bias])) or bool(floats & set(walk([keep])))
 
 
-def _lifter(program: ExportedProgram, site: Site, unknown: tuple[Node, ...]) -> Lifter:
+def _lifter(program: Program, site: Site, unknown: tuple[Node, ...]) -> Lifter:
     """A lifter that knows the site's scores as a table."""
     lifter = Lifter(program, {node: f"{UNKNOWN}{node.name}" for node in unknown})
     if site.score is not None:
@@ -212,7 +212,7 @@ def _plus_input(lifter: Lifter, score: Node, product: SymTensor) -> SymTensor:
     return SymTensor(product.shape, product.dtype, element)
 
 
-def _unknown_addends(program: ExportedProgram, site: Site) -> tuple[Node, ...]:
+def _unknown_addends(program: Program, site: Site) -> tuple[Node, ...]:
     """Float tensors that are added on the way to the softmax and cannot be lifted; the innermost of sums of sums."""
     found = []
     for node in score_path(site):
@@ -240,7 +240,7 @@ def _depends(node: Node, on: Node | None) -> bool:
     return False
 
 
-def _lifts(program: ExportedProgram, site: Site, node: Node) -> bool:
+def _lifts(program: Program, site: Site, node: Node) -> bool:
     lifter = _lifter(program, site, ())
     try:
         tensor = lifter.lift(node)

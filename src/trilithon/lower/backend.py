@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from trilithon.errors import CannotLower, InputError
+from trilithon.lower.graph_data import GraphData, from_data, to_data
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.lower import lower_native
 from trilithon.lower.native.prompt import Prompt
@@ -21,6 +24,35 @@ from trilithon.options import BACKENDS, Options
 from trilithon.rewrite.unlift import device_of
 
 Role = Literal["sequence", "prompt", "step"]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a program was lowered from: with its weights, enough to lower it again.
+
+    Attributes:
+        role, name, inputs: as `lower_module` takes them.
+        graph: the canonical module, or why no file can hold it.
+    """
+
+    role: Role
+    name: str
+    inputs: tuple[Input, ...]
+    graph: GraphData | CannotLower
+
+    def lower(self, backend: str, options: Options, tensors: Mapping[str, Tensor], device: torch.device) -> Callable[..., Any]:
+        """The program; `tensors` are its weights, on the device."""
+        assert isinstance(self.graph, GraphData)
+        gm = from_data(self.graph.nodes, tensors, device)
+        return lower_module(gm, backend, options, role=self.role, name=self.name, inputs=self.inputs)
+
+
+def blueprint_of(gm: GraphModule, role: Role, name: str, inputs: tuple[Input, ...]) -> Blueprint:
+    """What a canonical module is made of; before it is lowered, which changes it."""
+    try:
+        return Blueprint(role, name, inputs, to_data(gm))
+    except CannotLower as refusal:
+        return Blueprint(role, name, inputs, refusal)
 
 
 def resolve_backend(name: str, cache_dtype: str | None = None) -> str:

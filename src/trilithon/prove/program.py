@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch.export import ExportedProgram
+import torch
+from torch.fx import Graph
 
+from trilithon.capture.program import Program
 from trilithon.capture.sites import Site, find_sites
 from trilithon.errors import CannotLift, InputError
 from trilithon.lift.meaning import Meaning, lift_site
@@ -23,6 +25,7 @@ from trilithon.spec.assumption import Assumption
 from trilithon.spec.term import Term
 
 IN_TIME = 0.9  # of the solver's budget: a finding that took longer may be weaker than what more time would give
+LOWEST = -(1 << 63)
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,15 @@ class Examined:
         return self.proof is not None and self.proof.verdict is Verdict.PROVED
 
 
-def size_ranges(program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
-    """Size symbol -> lowest and highest value that the export allows (None = no limit)."""
-    return {str(symbol): _range(str(symbol), r) for symbol, r in program.range_constraints.items()}
+def size_ranges(program: Program) -> dict[str, tuple[int, int | None]]:
+    """Size symbol -> lowest and highest value that the export allows (None = no limit).
+
+    An integer that is read from data, or that a caller gives, may be any of 64 bits: export says of the latter that it is
+    0 or more, and checks nothing.
+    """
+    given = _given_numbers(program.graph)
+    ranges = {str(symbol): allowed for symbol, allowed in program.range_constraints.items()}
+    return {name: _any_of_64_bits(r, 0) if name in given else _range(name, r) for name, r in ranges.items()}
 
 
 def every_size(ranges: Ranges) -> dict[str, tuple[int, int | None]]:
@@ -60,12 +69,23 @@ def every_size(ranges: Ranges) -> dict[str, tuple[int, int | None]]:
     return {name: r if UNBACKED.fullmatch(name) else (min(r[0], 1), None) for name, r in ranges.items()}
 
 
+def _given_numbers(graph: Graph) -> set[str]:
+    """The symbols of inputs that are integers, and no size of an input."""
+    held = [node.meta.get("val") for node in graph.find_nodes(op="placeholder")]
+    sizes = {str(size) for x in held if isinstance(x, torch.Tensor) for size in x.shape}
+    return {str(s) for x in held if isinstance(x, torch.SymInt) for s in x.node.expr.free_symbols} - sizes
+
+
 def _range(symbol: str, allowed: Any) -> tuple[int, int | None]:
-    """An integer read from data may be any of 64 bits."""
+    if UNBACKED.fullmatch(symbol) is not None:
+        return _any_of_64_bits(allowed)
+    return _finite(allowed.lower) or 0, _finite(allowed.upper)
+
+
+def _any_of_64_bits(allowed: Any, unchecked: int | None = None) -> tuple[int, int]:
+    """The range of a number; a lowest value of `unchecked` is none."""
     low, high = _finite(allowed.lower), _finite(allowed.upper)
-    if UNBACKED.fullmatch(symbol) is None:
-        return low or 0, high
-    return -(1 << 63) if low is None else low, (1 << 63) - 1 if high is None else high
+    return LOWEST if low in (None, unchecked) else low, -LOWEST - 1 if high is None else high
 
 
 def _finite(bound: Any) -> int | None:
@@ -77,7 +97,7 @@ def _finite(bound: Any) -> int | None:
 
 
 def examine_program(
-    program: ExportedProgram,
+    program: Program,
     assume: tuple[Assumption, ...] = (),
     seconds: float = 10.0,
     cache: ProofCache | None = None,
@@ -113,7 +133,7 @@ def examine_program(
 class _Examiner:
     """Examines the sites of one program; equal masks are proved once, and equal nodes are run once."""
 
-    program: ExportedProgram
+    program: Program
     ranges: Ranges
     assume: tuple[Assumption, ...]
     seconds: float
@@ -174,7 +194,7 @@ def _distrust(finding: Finding, validated: Validation) -> Finding:
     return Finding(replace(finding.proof, verdict=Verdict.UNKNOWN, reason=reason), (), finding.formula)
 
 
-def prover_of(program: ExportedProgram, *, checked: bool = True) -> Callable[[Term, dict[str, Term]], bool]:
+def prover_of(program: Program, *, checked: bool = True) -> Callable[[Term, dict[str, Term]], bool]:
     """For passes: `proves(goal, bounds)` asks whether `goal` holds for all indices within the bounds and all sizes.
 
     Args:

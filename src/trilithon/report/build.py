@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -13,12 +11,10 @@ from trilithon.capture.sites import Site
 from trilithon.errors import CannotLift
 from trilithon.lift.meaning import Meaning
 from trilithon.lower.native.attention import kernel_for
-from trilithon.lower.tensorrt.lower import split_notes
-from trilithon.lower.tensorrt.module import site_forms
 from trilithon.prove.program import Examined
 from trilithon.prove.prove import Finding
 from trilithon.prove.verdict import Proof, Verdict
-from trilithon.report.report import Lifted, Report, SiteReport
+from trilithon.report.report import Lifted, SiteReport
 from trilithon.rewrite.fuse_attention import SITE, why_not_canonical
 from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.unlift import fake_inputs
@@ -88,14 +84,6 @@ def _runs_on(examined: Examined, meaning: Meaning) -> str:
     dtypes = {name: value.dtype for name, value in own.items()}
     is_narrow = bias is None or fits(bias, dtypes, q.meta["val"].dtype)
     return kernel_for(examined.proof.mask, [name for name, has in parts.items() if has], fits=is_narrow)
-
-
-def as_lowered(report: Report, modules: Mapping[str, Any], notes: tuple[str, ...] = ()) -> Report:
-    """The report with what lowered programs say of themselves, and these notes."""
-    made = site_forms(modules)
-    sites = [replace(site, runs_on=made.get(site.name, site.runs_on)) for site in report.sites]
-    parts = (f"{name}: {note}" for name, module in modules.items() for note in split_notes(module))
-    return replace(report, sites=sites, notes=(*report.notes, *notes, *parts))
 
 
 def _kept(site: Site) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from trilithon.capture.program import Program
 from trilithon.errors import CannotLift
 from trilithon.lift.lifter import Lifter
 from trilithon.passes import Outcome
@@ -48,7 +48,7 @@ class FoldGroupedHeads:
     `proves(goal, bounds)` is the prover: does `goal` hold for all indices within the bounds?
     """
 
-    program: ExportedProgram
+    program: Program
     proves: Proves
     name: ClassVar[str] = "fold-grouped-heads"
 

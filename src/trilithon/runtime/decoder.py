@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trilithon.errors import CapacityExceeded, InputError
 from trilithon.rewrite.cache_shape import SPARE, CacheShape, CacheTensor
+from trilithon.runtime.canary import Canary
 from trilithon.runtime.context import HeldContext, Snapshot
 from trilithon.runtime.prompt import PromptGraphs, bucket
 from trilithon.runtime.step import Decode, Step
+
+if TYPE_CHECKING:  # it brings all that lowers, TensorRT's converters too
+    from trilithon.lower.backend import Blueprint
 
 Module = Callable[..., Tensor]
 
@@ -48,6 +53,8 @@ class CachedDecoder:
             at once.
         context: what all tokens of a row read, of an encoder-decoder.
         prompts: replay prompts as CUDA graphs; not with a context, which would be at other addresses.
+        blueprints: what its programs were lowered from, by name; for a file.
+        canary: what it was verified with; None = it was not.
     """
 
     modules: CachedModules
@@ -59,6 +66,8 @@ class CachedDecoder:
     first_tokens: int | None = None
     context: HeldContext = field(default_factory=HeldContext)
     prompts: PromptGraphs | None = None
+    blueprints: dict[str, Blueprint] = field(default_factory=dict)
+    canary: Canary | None = None
     caches: list[Tensor] = field(init=False)
     best: Tensor = field(init=False)
     _steps: dict[int, Step] = field(init=False, default_factory=dict)

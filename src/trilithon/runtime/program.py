@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from trilithon.errors import GuardFailed, InputError
+from trilithon.runtime.canary import Canary
 from trilithon.spec.assumption import Assumption
+
+if TYPE_CHECKING:  # it brings all that lowers, TensorRT's converters too
+    from trilithon.lower.backend import Blueprint
 
 Module = Callable[..., Any]
 
@@ -101,6 +105,8 @@ class Program:
         guards: what to check.
         when_guard_fails: "general" or "raise".
         guard_failures: how often a guard failed so far.
+        blueprint: what `fast` was lowered from, for a file.
+        canaries: what it was verified with, the last counts; one that is deferred is verified later.
     """
 
     expected: Mapping[str, Expected]
@@ -109,11 +115,18 @@ class Program:
     guards: tuple[Assumption, ...]
     when_guard_fails: Literal["general", "raise"]
     guard_failures: int = 0
+    blueprint: Blueprint | None = None
+    canaries: list[Canary] = field(default_factory=list)
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the tensors it takes, in order."""
         return tuple(self.expected)
+
+    @property
+    def canary(self) -> Canary | None:
+        """What it is held to where it is loaded; None = it was not verified."""
+        return self.canaries[-1] if self.canaries else None
 
     @torch.no_grad()
     def __call__(self, **tensors: Tensor) -> Any:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from trilithon.errors import VerificationFailed
 from trilithon.lower.inputs import Input
+from trilithon.runtime.canary import Canary, kept, require_same
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.original import Original, wide, widened
 from trilithon.runtime.program import Module
@@ -71,6 +72,7 @@ def verify_program(
     inputs: Sequence[Input],
     device: torch.device,
     times: float | None = None,
+    canaries: list[Canary] | None = None,
 ) -> float:
     """Run both modules on random inputs that meet the guards, and compare what they give; see `verify`.
 
@@ -82,18 +84,25 @@ def verify_program(
         device: of the program's weights.
         times: None: one small size, and the error that rounding explains is `TOLERANCE`. Else several sizes, and that
             many times the error of `general`, both against it in a wider type; that error is the largest over the sizes.
+        canaries: takes in the first size, for a file.
     """
     wider = None if times is None else widened(general)
     found: list[tuple[float, float, torch.dtype]] = []  # the error of each output, and eager's own
+    first: list[tuple[Mapping[str, Tensor], list[Tensor]]] = []
     for length in (9,) if times is None else (9, 1, 17, 512):
-        arguments = list(canary_inputs(inputs, held, guards, 2, length, device).values())
+        given = canary_inputs(inputs, held, guards, 2, length, device)
+        arguments = list(given.values())
         got, want = _tensors(fast(*arguments)), _tensors(general(*arguments))
         exact = want if wider is None else _tensors(wider(*(wide(x) for x in arguments)))
+        first.append((given, [x for x, y in zip(exact, want, strict=True) if y.is_floating_point()]))
         for mine, theirs, truth in zip(got, want, exact, strict=True):
             if theirs.is_floating_point():
                 found.append((compare("the rewritten program", mine, truth), relative_error(theirs, truth), theirs.dtype))
     own = max((own for _, own, _ in found), default=0.0)
     errors = [require("the rewritten program", error, *_allowed(times, own, dtype)) for error, _, dtype in found]
+    if canaries is not None:
+        limits = [_allowed(times, own, dtype)[0] for _, _, dtype in found[: len(first[0][1])]]
+        canaries.append(kept(*first[0], limits))
     return max(errors, default=0.0)
 
 
@@ -158,7 +167,7 @@ def verify_decoder(
 ) -> float:
     """Prefill random prompts, decode three tokens behind each, and compare each step's logits with the model's full forward.
 
-    The first prompt is run with left padding too, where the cache has room for it.
+    The first prompt is run with left padding too, where the cache has room for it; as it is, it is the decoder's canary.
 
     Args:
         original: the model; what it is given beside tokens, the decoder has taken in.
@@ -188,7 +197,34 @@ def verify_decoder(
     if times is None and stored is not None:
         limit, because = limit + CACHE_TOLERANCE[stored], f"rounding, and a cache in {stored}, explain no more"
     todo = BUG if stored is None else COARSE
-    return max(require(each.name, each.error, limit, because, todo) for each in shown)
+    worst = max(require(each.name, each.error, limit, because, todo) for each in shown)
+    decoder.canary = kept({"ids": prompts[0][0], **original.given}, [shown[0].exact], [limit])
+    return worst
+
+
+@torch.no_grad()
+def check_decoder(decoder: CachedDecoder, canary: Canary) -> float:
+    """Hold a loaded decoder to its canary; the relative error.
+
+    Raises:
+        VerificationFailed: it is off by more than it may be.
+    """
+    ids = canary.given["ids"].to(decoder.device)
+    if decoder.context.module is not None:
+        decoder.take_context(tuple(canary.given[name].to(decoder.device) for name in decoder.context.inputs), len(ids))
+    prompt = ids.shape[1] - canary.wanted[0].shape[1] + 1
+    return require_same("the decoder", [_decoded(decoder, ids, prompt, (0,) * len(ids))[0]], canary)
+
+
+@torch.no_grad()
+def check_program(fast: Module, canary: Canary, device: torch.device) -> float:
+    """Hold a loaded program, which takes its inputs in the canary's order, to its canary; the relative error.
+
+    Raises:
+        VerificationFailed: it is off by more than it may be.
+    """
+    got = _tensors(fast(*(x.to(device) for x in canary.given.values())))
+    return require_same("the rewritten program", [x for x in got if x.is_floating_point()], canary)
 
 
 class _Shown(NamedTuple):
@@ -198,26 +234,33 @@ class _Shown(NamedTuple):
     error: float
     own: float
     dtype: torch.dtype
+    exact: Tensor
 
 
 def _run_prompt(
     decoder: CachedDecoder, original: Original, wider: Original | None, ids: Tensor, prompt: int, pads: tuple[int, ...]
 ) -> _Shown:
     """Run a prompt, of which row i has `pads[i]` tokens of left padding and so many tokens less, and the tokens behind it."""
-    total, pad = ids.shape[1], torch.tensor(pads, device=decoder.device)
-    padded = torch.stack([torch.cat([torch.zeros_like(row[:p]), row[: prompt - p]]) for row, p in zip(ids, pads, strict=True)])
-    logits, best = [decoder.prefill(padded, pad).clone()], [decoder.best.clone()]
-    row = torch.arange(len(ids), device=decoder.device)
-    for i in range(prompt, total):
-        logits.append(decoder.decode(ids[row, i - pad]).clone())
-        best.append(decoder.best.clone())
-    got = torch.stack(logits, 1)
-    _verify_best(torch.stack(best, 1), got)
+    total = ids.shape[1]
+    got, best = _decoded(decoder, ids, prompt, pads)
+    _verify_best(best, got)
     tokens = [slice(prompt - 1 - p, total - p) for p in pads]  # the prompt's last, and those behind it
     want = original.logits(ids, tokens, got.shape[-1])
     exact = want if wider is None else wider.logits(ids, tokens, got.shape[-1])
     name = f"prefill of {prompt} tokens and decode" + (" with left padding" if any(pads) else "")
-    return _Shown(name, compare(name, got, exact), relative_error(want, exact), want.dtype)
+    return _Shown(name, compare(name, got, exact), relative_error(want, exact), want.dtype, exact)
+
+
+def _decoded(decoder: CachedDecoder, ids: Tensor, prompt: int, pads: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Logits `[b n v]` and best tokens `[b n]` of a prompt's last token and those behind it; arguments as `_run_prompt`'s."""
+    pad = torch.tensor(pads, device=decoder.device)
+    padded = torch.stack([torch.cat([torch.zeros_like(row[:p]), row[: prompt - p]]) for row, p in zip(ids, pads, strict=True)])
+    logits, best = [decoder.prefill(padded, pad).clone()], [decoder.best.clone()]
+    row = torch.arange(len(ids), device=decoder.device)
+    for i in range(prompt, ids.shape[1]):
+        logits.append(decoder.decode(ids[row, i - pad]).clone())
+        best.append(decoder.best.clone())
+    return torch.stack(logits, 1), torch.stack(best, 1)
 
 
 def _verify_best(best: Tensor, logits: Tensor) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import trilithon
+from artefacts import change, file_of, manifest_of, names_of
 from models.configs import tiny
 from trilithon import CannotLower, Compiled, InputError, Options, VerificationFailed
+from trilithon.artefact import loading
 from trilithon.lower.tensorrt import attention
 from trilithon.lower.tensorrt.converters import reduce
 from trilithon.lower.tensorrt.converters.registry import CONVERTERS
@@ -161,9 +165,12 @@ def llm() -> Compiled:
 
 def test_saved_and_loaded(llm: Compiled, tmp_path: Path) -> None:
     folder = llm.save(tmp_path / "saved")
-    assert {file.name for file in folder.iterdir()} == {"trilithon.json", "prefill.plan", "decode.plan", "weights.safetensors"}
+    assert names_of(folder) == {"prefill.plan", "decode.plan", "weights.safetensors", "canaries.safetensors"}
     again = trilithon.load(folder, device="cpu")
-    assert str(again.report) == str(llm.report)
+    assert again.report.sites == [replace(site, lifted=None) for site in llm.report.sites]
+    assert again.report.notes[:-1] == llm.report.notes
+    assert again.report.notes[-1].startswith("loaded: its programs were verified against eager when they were compiled")
+    assert again.report.notes[-1].endswith("; the engines were not run")
     assert (again.max_tokens, again.decoder.shapes) == (llm.max_tokens, llm.decoder.shapes)
     for name in ("prefill", "decode"):
         mine, theirs = (getattr(x.decoder.modules, name).engine for x in (again, llm))
@@ -178,6 +185,9 @@ def test_saved_and_loaded(llm: Compiled, tmp_path: Path) -> None:
         again.generate(torch.ones(1, 4, dtype=torch.int64), max_new_tokens=2)
     with pytest.raises(CannotLower, match="only prefill and decode were saved"):
         again(torch.ones(1, 4, dtype=torch.int64))
+    saved_over = {path.name for path in folder.iterdir()}
+    assert {path.name for path in again.save(folder).iterdir()} == saved_over
+    trilithon.load(folder, device="cpu")
 
 
 def test_an_engine_is_found_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,22 +212,54 @@ def test_an_engine_is_found_again(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_what_cannot_be_loaded(llm: Compiled, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no trilithon\.json"):
-        trilithon.load(tmp_path)
-    path = llm.save(tmp_path) / "trilithon.json"
-    data = json.loads(path.read_text())
-    for other in (3, 99):  # engines of format 3 hold all weights
-        path.write_text(json.dumps(data | {"format": other}))
-        with pytest.raises(InputError, match=f"its format is {other}, this version reads 4"):
+    llm.save(tmp_path)
+    built = manifest_of(tmp_path)["versions"]["tensorrt"]
+    package, number = built.split()
+    for other in (f"{package} 1.4.0.76", f"other {number}"):
+        change(tmp_path, lambda data, other=other: data["versions"].update(tensorrt=other))
+        with pytest.raises(InputError, match=f"they were built with {other}, and this is {built}"):
+            trilithon.load(tmp_path, device="cpu")
+    change(tmp_path, lambda data: data["versions"].update(tensorrt=f"{package} {number}.1"))
+    trilithon.load(tmp_path, device="cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="it holds engines for a GPU, and torch sees none here"):
             trilithon.load(tmp_path)
-    path.write_text("{")
-    with pytest.raises(InputError, match="cannot read"):
-        trilithon.load(tmp_path)
 
 
-def test_only_engines_can_be_saved(tmp_path: Path) -> None:
-    with pytest.raises(CannotLower, match="only TensorRT engines"):
-        trilithon.compile(tiny("llama-3.2"), max_tokens=16, options=Options(verify=False)).save(tmp_path)
+def test_no_engine_is_loaded_before_it_is_checked(llm: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a plan mapped, or a weight read."""
+    llm.save(tmp_path)
+    for reached in ("read_engines", "check"):
+        monkeypatch.setattr(loading, reached, lambda *args: pytest.fail("it was used"))
+    monkeypatch.setattr(loading.weights, "read", lambda *args: pytest.fail("it was read"))
+    for name in ("prefill.plan", "decode.plan"):
+        path = file_of(tmp_path, name)
+        plan = path.read_bytes()
+        for place in (*range(0, len(plan), max(1, len(plan) // 20)), len(plan) - 1):
+            path.write_bytes(plan[:place] + bytes([plan[place] ^ 1]) + plan[place + 1 :])
+            with pytest.raises(InputError, match=f"{path.name} is damaged"):
+                trilithon.load(tmp_path, device="cpu")
+        path.write_bytes(plan)
+
+
+def test_inspect_needs_no_tensorrt(llm: Compiled, tmp_path: Path) -> None:
+    llm.save(tmp_path)
+    block = "import sys; sys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None"
+    code = f"{block}; sys.argv = ['trilithon', 'inspect', {str(tmp_path)!r}]; from trilithon.cli import main; main()"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "tensorrt on sm80" in ran.stdout and "tensorrt_rtx" in ran.stdout and "PROVED" in ran.stdout
+
+
+def test_a_living_model_keeps_its_plans(llm: Compiled, tmp_path: Path) -> None:
+    """TensorRT reads a plan when it is first run: by then the folder may hold another model."""
+    again = trilithon.load(llm.save(tmp_path / "saved"), device="cpu")
+    for path in (tmp_path / "saved").iterdir():
+        path.unlink()
+    again.save(tmp_path / "other")
+    for name in ("prefill.plan", "decode.plan", "weights.safetensors"):
+        assert manifest_of(tmp_path / "other")["files"][name]["sha256"]
+    trilithon.load(tmp_path / "other", device="cpu")
 
 
 @pytest.mark.parametrize(("gpu", "text"), [("sm61", "this TensorRT builds for sm75, sm80"), (None, "there is no GPU")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +35,17 @@ class NativeStep:
         general: takes any number of rows.
         one_row: of generated kernels; None where they cannot make the step.
         note: for the report.
+        tuned: settings of the kernels, by their key.
     """
 
-    def __init__(self, general: Callable[..., Any], one_row: GraphModule | None, note: str) -> None:
-        self.general, self.one_row, self.note = general, one_row, note
+    def __init__(
+        self,
+        general: Callable[..., Any],
+        one_row: GraphModule | None,
+        note: str,
+        tuned: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
+        self.general, self.one_row, self.note, self.tuned = general, one_row, note, tuned or {}
 
     def __call__(self, tokens: Tensor, *rest: Tensor) -> Any:
         chosen = self.general if self.one_row is None or tokens.shape[0] > 1 else self.one_row
@@ -52,12 +59,12 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
         gm: lowered; it is changed.
         inputs: what it takes.
     """
-    refused = ""
+    refused, chosen = "", dict[str, dict[str, int]]()
     fused: GraphModule | None = None
     try:
         fused = fuse_step(gm, inputs)
         with stage("tune"):
-            tune(fused, _tried(inputs, gm, TUNED_SLOTS))
+            tune(fused, _tried(inputs, gm, TUNED_SLOTS), chosen=chosen)
         with stage("verify"):
             _compare(gm, fused, inputs)
     except CannotFuse as refusal:
@@ -73,9 +80,8 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
     if fused is None:
         return NativeStep(general, None, f"decode: compiled by Inductor; no generated kernels: {refused}")
     kernels = sum(n.op == "call_module" for n in fused.graph.nodes)
-    return NativeStep(
-        general, fused, f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor"
-    )
+    note = f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor"
+    return NativeStep(general, fused, note, chosen)
 
 
 def compiled_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Callable[..., Any]:

@@ -22,10 +22,11 @@ class Executor:
 
     Args:
         weights: what the engine reads beside its inputs, by name.
+        plan: the engine's file, if it is mapped already.
     """
 
-    def __init__(self, engine: Engine, weights: Mapping[str, Tensor]) -> None:
-        self.engine, self.weights = engine, dict(weights)
+    def __init__(self, engine: Engine, weights: Mapping[str, Tensor], plan: mmap | None = None) -> None:
+        self.engine, self.weights, self._plan = engine, dict(weights), plan
         self._written = set(engine.aliases.values())
 
     @property
@@ -37,8 +38,11 @@ class Executor:
         """Runtime, engine, settings and context; a tuple lets go of its last first, as TensorRT asks for."""
         trt, place = library(), mark()
         runtime = trt.Runtime(logger())
-        with self.engine.plan.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
-            loaded = runtime.deserialize_cuda_engine(plan)
+        if self._plan is not None:
+            loaded = runtime.deserialize_cuda_engine(self._plan)
+        else:
+            with self.engine.plan.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
+                loaded = runtime.deserialize_cuda_engine(plan)
         if loaded is None:
             raise CannotLower(
                 f"cannot load the engine {self.engine.plan.name}, built for {self.engine.target}",

@@ -34,14 +34,18 @@ class Layers:
         spans: name of a size that export left dynamic -> what it may be here.
     """
 
-    def __init__(self, attention: str = "auto", exact: int = 0) -> None:
+    def __init__(self, attention: str = "auto", exact: int = 0, definition: Any = None) -> None:
+        """`definition`: a network of others, strongly typed, that layers are added to; by default a new one."""
         trt = library()
         self.attention, self.exact = attention, exact
         self.sites: list[SiteLowering] = []
         self.shared: dict[tuple[Any, ...], Any] = {}
         self.spans: dict[str, Axis] = {}
-        self.builder = trt.Builder(logger())
-        self.definition = self.builder.create_network(0)  # strongly typed
+        self.builder: Any = None
+        if definition is None:
+            self.builder = trt.Builder(logger())
+            definition = self.builder.create_network(0)  # strongly typed
+        self.definition = definition
         self.data: dict[str, torch.Tensor] = {}
         self.weights: dict[str, torch.Tensor] = {}
         self.aliases: dict[str, ITensor] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from mmap import mmap
 from typing import Any
 
 import torch
@@ -30,10 +31,17 @@ class TensorRTModule:
         engine: what was built.
         network: what it was built from; None where the engine was read from a file.
         weights: what the engine reads beside its inputs, by name; where there is a network, the network's.
+        plan: the engine's file, mapped when it was checked; None = it is opened when the engine is loaded.
     """
 
-    def __init__(self, engine: Engine, network: Network | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
-        self.engine, self.network = engine, network
+    def __init__(
+        self,
+        engine: Engine,
+        network: Network | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        plan: mmap | None = None,
+    ) -> None:
+        self.engine, self.network, self.plan = engine, network, plan
         self.weights = (weights or {}) if network is None else network.weights
 
     def __call__(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -53,7 +61,7 @@ class TensorRTModule:
 
     @cached_property
     def _executor(self) -> Executor:
-        return Executor(self.engine, self.weights)
+        return Executor(self.engine, self.weights, self.plan)
 
     @torch.no_grad()
     def _interpret(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

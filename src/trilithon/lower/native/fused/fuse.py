@@ -195,7 +195,7 @@ class _Fuser:
         name = f"kernel_{sum(key.startswith('kernel_') for key in self.modules)}"
         self.modules[name] = module
         call = self.graph.call_module(name, tuple(self.made[n] for n in reads))
-        if isinstance(module, (Attention, Largest)):
+        if isinstance(module, Largest):
             self.made[makes[0]] = call
             return
         for i, node in enumerate(makes):

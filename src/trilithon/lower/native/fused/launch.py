@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from trilithon.folders import replace_file, users_cache
 from trilithon.lower.native.argmax import PIECE
-from trilithon.lower.native.fused.operations import padded
+from trilithon.lower.native.fused.operations import A_SHARE, NOTHING, padded
 from trilithon.lower.native.fused.text import Segment, Site, Text
 from trilithon.lower.native.split_kv import PROGRAMS
 
 A_WARP = 2048  # weights that a warp loads at once
-TILE = 16384  # numbers that a program holds
 MOST_ROWS = 16  # of a matrix in one program, where settings are measured
 FILLED = 264  # programs that keep a large GPU busy
 
@@ -90,14 +89,27 @@ class _Generated(nn.Module):
     def made(self, like: Tensor) -> list[Tensor]:
         return [like.new_empty(shape, dtype=dtype) for shape, dtype in self.results]
 
+    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
+        """How many programs, what they make, and what the kernel takes."""
+        raise NotImplementedError
+
+    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
+        programs, made, args, options = self.call(*reads)
+        _kernel(self.name, self.source)[(programs,)](*args, **options)
+        return tuple(made)
+
+    def prepare(self, *reads: Tensor) -> None:
+        """Compile what `forward` would launch."""
+        programs, _, args, options = self.call(*reads)
+        _kernel(self.name, self.source).warmup(*args, grid=(programs,), **options)
+
 
 class Values(_Generated):
     """See `text_of_values`."""
 
-    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
+    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
         made = self.made(reads[0])
-        _kernel(self.name, self.source)[(len(made),)](*reads, *made, num_warps=4, **_dependent_launch(reads[0].device))
-        return tuple(made)
+        return len(made), made, (*reads, *made), {"num_warps": 4, **_dependent_launch(reads[0].device)}
 
 
 class Products(_Generated):
@@ -117,22 +129,18 @@ class Products(_Generated):
         return {"rows": self.rows, "warps": self.warps}
 
     def candidates(self) -> list[dict[str, int]]:
-        """As many numbers a thread as `tile` gives, and half as many, by more or fewer warps."""
+        """More and fewer rows, by more or fewer warps: 32 to 128 numbers a thread."""
         numbers = padded(self.width) * self.matrices
-        found = [self.settings()]
-        for warps in (2, 4, 8):
-            for parts in (1, 2):
-                rows = min(MOST_ROWS, warps * A_WARP // (parts * numbers))
-                if rows and {"rows": rows, "warps": warps} not in found:
-                    found.append({"rows": rows, "warps": warps})
-        return found
+        shapes = [tile(self.width, self.widths, self.matrices)]
+        for warps in (1, 2, 4, 8):
+            shapes += [(min(MOST_ROWS, warps * held // numbers), warps) for held in (A_WARP, A_WARP // 2, 2 * A_WARP)]
+        return [{"rows": rows, "warps": warps} for rows, warps in dict.fromkeys(shapes) if rows]
 
-    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
+    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
         made = self.made(reads[0])
-        grid = (sum(-(-n // self.rows) for n in self.widths),)
-        launch = _dependent_launch(reads[0].device)
-        _kernel(self.name, self.source)[grid](*reads, *made, ROWS=self.rows, num_warps=self.warps, **launch)
-        return tuple(made)
+        programs = sum(-(-n // self.rows) for n in self.widths)
+        options = {"ROWS": self.rows, "num_warps": self.warps, **_dependent_launch(reads[0].device)}
+        return programs, made, (*reads, *made), options
 
 
 def tile(width: int, widths: list[int], matrices: int) -> tuple[int, int]:
@@ -183,36 +191,54 @@ class Arrived:
 
 
 class Attention(_Generated):
-    """See `text_of_attention`. The caches are written in place."""
+    """See `text_of_attention`. The caches are written in place.
+
+    Attributes:
+        splits: most parts of the keys.
+        block_n: keys of a tile.
+    """
 
     def __init__(self, text: Text, site: Site) -> None:
         super().__init__(text)
         self.sizes = site.sizes
-        g, n, d, e = self.sizes
-        self.splits, self.warps = max(1, min(64, 2 * PROGRAMS // g)), 4
-        self.block_n = 128 if max(d, e) <= 64 else 64 if max(d, e) <= 128 else 32
-        self.block_s = max(1, min(64, TILE // 2 // (padded(n) * max(16, padded(e)))))
-        self._arrived = Arrived()
+        self.block_n, self.splits, self.warps = self._own()
+        self._found = Found()
+
+    def _own(self) -> tuple[int, int, int]:
+        g, _, d, e = self.sizes
+        return 64 if max(d, e) <= 128 else 32, max(1, min(64, 2 * PROGRAMS // g)), 4
 
     def settings(self) -> dict[str, int]:
         return {"block_n": self.block_n, "splits": self.splits, "warps": self.warps}
 
     def candidates(self) -> list[dict[str, int]]:
-        """Larger and smaller tiles, fewer parts, more and fewer warps."""
-        n, parts = self.block_n, self.splits
-        shapes = [(n, parts, 4), (n, parts, 2), (n, parts, 8), (2 * n, parts, 4), (2 * n, parts, 8), (n // 2, parts, 4)]
-        shapes += [(n, 16, 4), (n, 16, 8), (n // 2, 16, 4), (n, 32, 4)]
+        """Larger and smaller tiles, more and fewer parts, more warps."""
+        n, parts, _ = self._own()
+        shapes = [(n, parts, 4), (n, parts, 8), (n // 2, parts, 4), (n // 2, 2 * parts, 4), (n // 2, 2 * parts, 8)]
+        shapes += [(2 * n, parts, 4), (2 * n, parts, 8), (n, 16, 4), (n, 32, 4)]
         return [{"block_n": b, "splits": s, "warps": w} for b, s, w in dict.fromkeys(shapes)]
 
-    def forward(self, k: Tensor, v: Tensor, *reads: Tensor) -> Tensor:
+    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
+        k, v, *others = reads
         g, n, _, e = self.sizes
-        (result,) = self.made(reads[0])
-        splits = self.splits
-        sums = k.new_empty((g, splits, n, e), dtype=torch.float32)
-        marks = k.new_empty((g, splits, n, 2), dtype=torch.float32)
-        _kernel(self.name, self.source)[(g, splits)](
-            *reads, result, k, v, sums, marks, self._arrived(g, k.device),
-            *k.stride()[1:3], *v.stride()[1:3], k.shape[2], splits,
-            BLOCK_N=self.block_n, BLOCK_S=self.block_s, num_warps=self.warps, num_stages=2, **_dependent_launch(k.device),
-        )  # fmt: skip
-        return result
+        made = self.made(others[0])
+        shares = g * n * -(-e // A_SHARE)
+        held = self._found(shares, self.splits, k.device)
+        args = (*others, *made, k, v, *held, *k.stride()[1:3], *v.stride()[1:3], k.shape[2], self.splits)
+        options = {"BLOCK_N": self.block_n, "BLOCK_S": max(padded(self.splits), 2 * self.warps), "num_warps": self.warps}
+        return g * self.splits + shares, made, args, {**options, "num_stages": 2, **_dependent_launch(k.device)}
+
+
+class Found:
+    """What the parts of an attention find; each kernel leaves `NOTHING` behind."""
+
+    def __init__(self) -> None:
+        self.held: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, shares: int, splits: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Room for `sums` and `marks` of `put_together`."""
+        sizes = (shares, splits, A_SHARE), (shares, splits, 2)
+        if self.held is None or self.held[0].shape != sizes[0] or self.held[0].device != device:
+            sums, marks = (torch.full(size, NOTHING, dtype=torch.int32, device=device) for size in sizes)
+            self.held = sums, marks
+        return self.held

@@ -4,15 +4,18 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from trilithon.lower.native.fused.operations import A_SHARE, NOTHING
 from trilithon.lower.native.split_kv_kernels import (
     LOG2E,
     first_and_end,
     is_seen,
-    keep_marks,
     scored,
     tanh,
     weighed,
 )
+
+SHARE = tl.constexpr(A_SHARE)
+ABSENT = tl.constexpr(NOTHING)
 
 
 @triton.jit
@@ -77,22 +80,21 @@ def take_tile(
 
 
 @triton.jit
-def attend_token(
-    q, k_new, v_new, tile_k, tile_v, k, v, start, begin, stop, active, group, part, sums, marks, arrived, result,
+def attend_part(
+    q, k_new, v_new, tile_k, tile_v, k, v, start, begin, stop, group, part, sums, marks,
     k_g, k_t, v_g, v_t, t, splits, scale, softcap,
     N: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr, CAPPED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """One token over a cache: the queries of one key head, over one part of the keys; the last part to end puts all together.
+    """One token over a cache: the queries of one key head, over one part of the keys.
 
     The first part also writes the token's key and value into their slot, and takes them from registers.
 
     Args:
         q: `[BLOCK_M, BLOCK_D]`; k_new `[1, BLOCK_D]`; v_new `[1, BLOCK_E]`.
         tile_k, tile_v: the first keys and values of the part.
-        arrived: `[g]` int32, zeros, and again zeros at the end.
+        sums, marks: see `put_together`.
     """
     m, n, own_d, own_e = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
     fresh = start % t
@@ -113,40 +115,63 @@ def attend_token(
         best, total, acc = take_tile(
             q, more_k, more_v, at + n, stop, start, t, best, total, acc, scale, softcap, WINDOW, CHUNK, RING, CAPPED
         )
-    at_out = (group * splits + part) * N
-    tl.store(sums + (at_out + m)[:, None] * E + own_e[None], acc, mask=(m[:, None] < N) & (own_e[None] < E))
-    keep_marks(marks + at_out * 2, best, total, m, N)
-    tl.debug_barrier()
-    if tl.atomic_add(arrived + group, 1, sem="acq_rel") == active - 1:
-        put_together(sums, marks, result, group, splits, active, N, E, BLOCK_S, BLOCK_H, BLOCK_E)
-        tl.store(arrived + group, 0)
+    SHARES: tl.constexpr = (E + SHARE - 1) // SHARE
+    share = tl.arange(0, BLOCK_E // SHARE)
+    row = (group * N + m)[:, None] * SHARES
+    at_sums = ((row + own_e[None] // SHARE) * splits + part) * SHARE + own_e[None] % SHARE
+    tl.store(sums + at_sums, told(acc), mask=(m[:, None] < N) & (own_e[None] < E))
+    at_marks = ((row + share[None]) * splits + part) * 2
+    inside = (m[:, None] < N) & (share[None] < SHARES)
+    tl.store(marks + at_marks, told(best)[:, None], mask=inside)
+    tl.store(marks + at_marks + 1, told(total)[:, None], mask=inside)
+
+
+@triton.jit
+def told(x):
+    """The bits of a float32 that is put where `ABSENT` stood: a NaN of these very bits becomes another."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(bits == ABSENT, 0x7FFFFFFF, bits)
 
 
 @triton.jit
 def put_together(
-    sums, marks, result, group, splits, active,
-    N: tl.constexpr, E: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_E: tl.constexpr,
+    sums, marks, result, place, splits, active,
+    N: tl.constexpr, E: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """What all parts found, for all queries of a key head at once."""
-    s, h, own_e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_E)
-    best, total = tl.full([BLOCK_H], -float("inf"), tl.float32), tl.zeros([BLOCK_H], tl.float32)
-    acc = tl.zeros([BLOCK_H, BLOCK_E], tl.float32)
-    for at in range(0, active, BLOCK_S):
-        place = (group * splits + at + s)[:, None] * N + h[None]
-        inside = (at + s < active)[:, None] & (h < N)[None]
-        of_e = inside[:, :, None] & (own_e < E)[None, None]
-        tile = tl.load(sums + place[:, :, None] * E + own_e[None, None], mask=of_e, other=0.0, cache_modifier=".cg")
-        mark = tl.load(marks + place * 2, mask=inside, other=-float("inf"), cache_modifier=".cg")
-        part_total = tl.load(marks + place * 2 + 1, mask=inside, other=0.0, cache_modifier=".cg")
-        higher = tl.maximum(best, tl.max(mark, 0))
-        safe = tl.where(higher == -float("inf"), 0.0, higher)
-        weight, shrink = tl.exp2(mark - safe[None]), tl.exp2(best - safe)
-        total = total * shrink + tl.sum(part_total * weight, 0)
-        acc = acc * shrink[:, None] + tl.sum(tile * weight[:, :, None], 0)
-        best = higher
-    value = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    at_out = result + (group * N + h)[:, None] * E + own_e[None]
-    tl.store(at_out, value.to(result.dtype.element_ty), mask=(h < N)[:, None] & (own_e < E)[None])
+    """What all parts found, for `SHARE` numbers of one query head.
+
+    It waits for each number by itself: parts write it in place of `ABSENT`, which is put back here for the next token. No
+    part waits for anything, and programs start in order of their numbers, so all parts come to their end.
+
+    Args:
+        sums: `[shares, splits, SHARE]`, bits of float32; the shares of all heads.
+        marks: `[shares, splits, 2]`, the highest score and the sum of the weights, for each share again.
+        place: of the share.
+        BLOCK_S: so many that no two threads hold the same number: they might find it at different times.
+    """
+    SHARES: tl.constexpr = (E + SHARE - 1) // SHARE
+    s, c = tl.arange(0, BLOCK_S), tl.arange(0, SHARE)
+    column = place % SHARES * SHARE + c
+    here = (s < active)[:, None] & (column < E)[None]
+    own = (place * splits + s)[:, None]
+    at_sums, at_best = sums + own * SHARE + c[None], marks + own * 2 + c[None] * 0
+    tile = tl.zeros([BLOCK_S, SHARE], tl.int32)
+    best, total, missing = tile, tile, 1
+    while missing > 0:  # each thread looks for all that it needs
+        tile = tl.load(at_sums, mask=here, other=0, volatile=True)
+        best = tl.load(at_best, mask=here, other=0, volatile=True)
+        total = tl.load(at_best + 1, mask=here, other=0, volatile=True)
+        absent = ((tile == ABSENT) | (best == ABSENT) | (total == ABSENT)).to(tl.int32)
+        missing = tl.max(tl.max(absent, 1), 0)
+    tl.store(at_sums, tl.full([BLOCK_S, SHARE], ABSENT, tl.int32), mask=here)
+    tl.store(at_best, tl.full([BLOCK_S, SHARE], ABSENT, tl.int32), mask=here)
+    tl.store(at_best + 1, tl.full([BLOCK_S, SHARE], ABSENT, tl.int32), mask=here)
+    score = tl.where(here, best.to(tl.float32, bitcast=True), -float("inf"))
+    highest = tl.max(score, 0)
+    weight = tl.exp2(score - tl.where(highest == -float("inf"), 0.0, highest)[None])
+    divisor = tl.sum(total.to(tl.float32, bitcast=True) * weight, 0)
+    value = tl.sum(tile.to(tl.float32, bitcast=True) * weight, 0) / tl.where(divisor == 0.0, 1.0, divisor)
+    tl.store(result + place // SHARES * E + column, value.to(result.dtype.element_ty), mask=column < E)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ HEADER = '''"""Made by Trilithon of one region of a decode step."""
 import triton
 import triton.language as tl
 
-from trilithon.lower.native.fused.step_kernels import attend_token, let_next_start, load_tile, own_part, tanh, wait
+from trilithon.lower.native.fused.step_kernels import attend_part, let_next_start, load_tile, own_part, put_together, tanh, wait
 
 
 @triton.jit
@@ -187,7 +187,7 @@ def text_of_attention(site: Site, result: Node, is_stored: Callable[[Node], bool
         CannotFuse: one has no expression.
     """
     leaves: list[Node] = []
-    _, n, d, e = site.sizes
+    g, n, d, e = site.sizes
     emitter = Emitter(leaves, is_stored, least=16)
     sizes = f"D={d}, E={e}, BLOCK_N=BLOCK_N, BLOCK_D={max(16, padded(d))}, BLOCK_E={max(16, padded(e))}"
     mask = f"WINDOW={site.window}, CHUNK={site.chunk}, RING={site.ring}"
@@ -207,13 +207,15 @@ def text_of_attention(site: Site, result: Node, is_stored: Callable[[Node], bool
         )
     )
     emitter.lines.append(
-        f"attend_token({q}, {k}, {v}, tile_k, tile_v, k_cache, v_cache, {start}, begin, stop, active, group, part, "
-        f"sums, marks, arrived, o0, {strides}, t, splits, {site.scale!r}, {site.softcap!r}, N={n}, {sizes}, {mask}, "
-        f"CAPPED={bool(site.softcap)}, BLOCK_M={max(16, padded(n))}, BLOCK_S=BLOCK_S, BLOCK_H={padded(n)})"
+        f"attend_part({q}, {k}, {v}, tile_k, tile_v, k_cache, v_cache, {start}, begin, stop, group, part, "
+        f"sums, marks, {strides}, t, splits, {site.scale!r}, {site.softcap!r}, N={n}, {sizes}, {mask}, "
+        f"CAPPED={bool(site.softcap)}, BLOCK_M={max(16, padded(n))})"
     )
-    lines = ["group, part = tl.program_id(0), tl.program_id(1)", "let_next_start(PDL)", *early, "if part < active:"]
-    lines += [f"    {line}" for line in emitter.lines]
-    more = f"k_cache, v_cache, sums, marks, arrived, {strides}, t, splits, PDL: tl.constexpr, "
+    lines = ["pid = tl.program_id(0)", f"group, part = pid % {g}, pid // {g}", "let_next_start(PDL)", *early]
+    lines += ["if part < splits:", "    if part < active:", *(f"        {line}" for line in emitter.lines), "else:"]
+    lines += ["    wait(PDL)", f"    place = pid - {g} * splits"]
+    lines.append(f"    put_together(sums, marks, o0, place, splits, active, N={n}, E={e}, BLOCK_S=BLOCK_S)")
+    more = f"k_cache, v_cache, sums, marks, {strides}, t, splits, PDL: tl.constexpr, "
     return _text(f"attention_{n}_{d}", leaves, (result,), lines, more + "BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr")
 
 

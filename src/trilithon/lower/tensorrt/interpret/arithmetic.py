@@ -12,7 +12,7 @@ from torch.nn import functional
 from trilithon.lower.tensorrt.interpret.read import Layer, evaluates, wide
 from trilithon.lower.tensorrt.library import torch_dtypes
 
-BLOCK = 1 << 24  # numbers of a matrix that are converted at a time
+BLOCK = 1 << 22  # numbers of a matrix that are converted at a time
 
 
 @evaluates("ELEMENTWISE", "IElementWiseLayer")

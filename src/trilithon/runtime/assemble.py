@@ -1,0 +1,40 @@
+"""A decoder from its programs, compiled here or read from a file."""
+
+from __future__ import annotations
+
+import torch
+
+from trilithon.lower.backend import Blueprint
+from trilithon.options import Options
+from trilithon.rewrite.cache_shape import CacheShape
+from trilithon.runtime.context import HeldContext
+from trilithon.runtime.decoder import CachedDecoder, CachedModules
+from trilithon.runtime.prompt import PromptGraphs
+
+
+def assemble(
+    modules: CachedModules,
+    shapes: list[CacheShape],
+    cache_tokens: int,
+    options: Options,
+    device: torch.device,
+    first_tokens: int | None,
+    context: HeldContext | None,
+    blueprints: dict[str, Blueprint],
+) -> CachedDecoder:
+    """A decoder with CUDA graphs where the options and the device say so.
+
+    Args:
+        first_tokens: None for engines, which are built for one size of cache; their graphs of prompts would be void once they
+            have run at another length.
+        context: of an encoder-decoder.
+        blueprints: what the programs were lowered from, by name; empty for engines.
+    """
+    graphs = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
+    decoder = CachedDecoder(modules, shapes, cache_tokens, options.max_batch, device, graphs, first_tokens)
+    decoder.blueprints = blueprints
+    if context is not None:
+        context.moved, decoder.context = decoder.drop_graphs, context
+    elif graphs and first_tokens is not None:
+        decoder.prompts = PromptGraphs(modules.prefill)
+    return decoder
