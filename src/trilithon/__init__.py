@@ -28,9 +28,8 @@ if typing.TYPE_CHECKING:
         TrilithonError,
         VerificationFailed,
     )
-    from trilithon.exporting import OnnxModel
     from trilithon.lower.native.flex import mask_mod
-    from trilithon.onnx_export import export_onnx
+    from trilithon.onnx_export import OnnxModel, export_onnx
     from trilithon.options import Options
     from trilithon.prove.verdict import Proof, Verdict
     from trilithon.spec.assumption import Assumption, Input, attention_mask, position_ids
@@ -58,9 +57,8 @@ _HOMES = {
     "compiler": "compile explain lower",
     "errors": "CannotCache CannotLift CannotLower CapacityExceeded CaptureError GuardFailed InputError PassBroke ShapeError"
     " TrilithonError VerificationFailed",
-    "exporting": "OnnxModel",
     "lower.native.flex": "mask_mod",
-    "onnx_export": "export_onnx",
+    "onnx_export": "OnnxModel export_onnx",
     "options": "Options",
     "prove.verdict": "Proof Verdict",
     "spec.assumption": "Assumption Input attention_mask position_ids",

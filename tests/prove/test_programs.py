@@ -228,3 +228,75 @@ def test_an_integer_that_a_caller_gives_may_be_negative(low, proved):
     lowered = trilithon.lower(program).module()
     for shift in (7, *(() if proved else (-3, 1 << 41))):
         torch.testing.assert_close(lowered(x, shift), program.module()(x, shift))
+
+
+def as_before(captured: ExportedProgram, **given: object) -> None:
+    """The lowered program gives what the captured one gives."""
+    torch.testing.assert_close(trilithon.lower(captured).module()(**given), captured.module()(**given))
+
+
+BEYOND: dict[str, tuple[Callable[[Tensor, int], Tensor], int]] = {  # what holds for sizes only, and the number that shows it
+    "a sum that wraps around": (lambda place, given: place + given < given, (1 << 63) - 1),
+    "an index from the end": (lambda place, given: place[given] != given, -1),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_an_integer_that_a_caller_gives_is_no_size(name: str) -> None:
+    differs, beyond = BEYOND[name]
+
+    class Given(nn.Module):
+        def forward(self, x: Tensor, given: int) -> Tensor:
+            place = torch.arange(x.shape[2])
+            return scaled_dot_product_attention(x, x, x, (place <= place[:, None]) | differs(place, given))
+
+    x, shapes = torch.randn(1, 1, 7, 8), {"x": {2: Dim.AUTO}, "given": Dim.DYNAMIC}
+    captured = capture(Given().eval(), {"x": x, "given": 3}, shapes).program
+    (site,) = trilithon.explain(captured).sites
+    assert str(site.mask) != "causal"
+    for given in (3, beyond):
+        as_before(captured, x=x, given=given)
+
+
+def test_what_a_program_asserts_of_data_stays_asserted() -> None:
+    """A proof may rest on it, so it is no proof of itself."""
+
+    class Asserted(nn.Module):
+        def forward(self, x: Tensor, count: Tensor) -> Tensor:
+            place, number = torch.arange(x.shape[2]), count.item()
+            torch._check(number >= 0)
+            torch._check(number <= 5)
+            return scaled_dot_product_attention(x, x, x, (place <= place[:, None]) | (place + number < 0))
+
+    x = torch.randn(1, 1, 7, 8)
+    captured = capture(Asserted().eval(), {"x": x, "count": torch.tensor(3)}, {"x": {2: Dim.AUTO}, "count": {}}).program
+    (site,) = trilithon.explain(captured).sites
+    assert str(site.mask) == "causal"
+    as_before(captured, x=x, count=torch.tensor(5))
+    for beyond in (-3, 6):
+        with pytest.raises(RuntimeError, match="u0"):
+            trilithon.lower(captured).module()(x=x, count=torch.tensor(beyond))
+
+
+def test_a_scale_that_follows_from_an_input_is_no_number() -> None:
+    class Wide(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    shapes = {"x": {2: Dim.AUTO, 3: Dim.AUTO}}
+    captured = capture(Wide().eval(), {"x": torch.randn(1, 1, 7, 8)}, shapes).program
+    (site,) = trilithon.explain(captured).sites
+    assert "its scale is not a number of the program" in site.reason
+    as_before(captured, x=torch.randn(1, 1, 7, 16))
+
+
+def test_one_head_of_queries_over_several_of_keys_is_broadcasting() -> None:
+    class OneHead(nn.Module):
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            return scaled_dot_product_attention(q, k, k, is_causal=True)
+
+    q, k = torch.randn(1, 1, 7, 8), torch.randn(1, 4, 7, 8)
+    captured = capture(OneHead().eval(), {"q": q, "k": k}, {"q": {2: Dim.AUTO}, "k": {2: Dim.AUTO}}).program
+    (site,) = trilithon.explain(captured).sites
+    assert "fit only by broadcasting" in site.reason
+    as_before(captured, q=q, k=k)

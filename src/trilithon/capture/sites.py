@@ -143,6 +143,9 @@ def _fused(node: Node) -> Site:
     if q.meta["val"].dim() != 4:
         problem = f"its query has rank {q.meta['val'].dim()}, not 4 [b h s d]"
     problem = problem or _broadcasts(q.meta["val"].shape, k.meta["val"].shape, v.meta["val"].shape)
+    width, scale = q.meta["val"].shape[-1], args.get("scale")
+    if not isinstance(width if scale is None else scale, (int, float)):
+        problem = problem or "its scale is not a number of the program: it changes with an input, or with the width of one"
     return Site(
         name=module_path(node) or node.name,
         kind=FUSED[node.target],  # type: ignore[index]
@@ -153,7 +156,7 @@ def _fused(node: Node) -> Site:
         mask=args.get("attn_mask") if "attn_mask" in args else args.get("attn_bias"),
         score=None,
         is_causal=bool(args["is_causal"]),
-        scale=args.get("scale"),
+        scale=scale,
         problem=problem,
         where=where_of(node),
     )
@@ -163,7 +166,8 @@ def _broadcasts(q: Sequence[Any], k: Sequence[Any], v: Sequence[Any]) -> str:
     """Why q `[b h s d]`, k `[b g t d]` and v `[b g t e]` fit only by broadcasting, or ""."""
     if not len(q) == len(k) == len(v) == 4:
         return "" if len(q) != 4 else "its keys or values have another rank than its query"
-    if str(k[0]) != str(q[0]) or list(map(str, v[:2])) != list(map(str, k[:2])):
+    grouped = not all(isinstance(heads, int) for heads in (q[1], k[1])) or q[1] % k[1] == 0
+    if str(k[0]) != str(q[0]) or list(map(str, v[:2])) != list(map(str, k[:2])) or not grouped:
         return f"its operands fit only by broadcasting: q {list(q)}, k {list(k)}, v {list(v)}"
     return ""
 

@@ -31,8 +31,7 @@ def export(
     """Write a model as ONNX, with proved attention as the operator Attention, and say what became of each site."""
     from rich.console import Console
 
-    from trilithon.exporting import check_arguments
-    from trilithon.onnx_export import export_onnx
+    from trilithon.onnx_export import check_arguments, export_onnx
     from trilithon.options import Options
     from trilithon.report.text import render
 

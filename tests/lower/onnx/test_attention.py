@@ -78,6 +78,10 @@ KEPT: dict[str, Callable[[Given], Tensor]] = {
         "k", mask=lambda x: (x["kept"] != 0)[:, None, None, :].expand(-1, -1, x["k"].shape[2], -1).tril()
     ),
     "rows of -inf": as_is("k", mask=lambda x: torch.where(x["kept"] != 0, 0.0, -torch.inf).to(x["k"])[:, None, None, :]),
+    "rows of the lowest number": as_is(
+        "k", mask=lambda x: (1.0 - x["kept"].to(x["k"])[:, None, None, :]) * torch.finfo(x["k"].dtype).min
+    ),
+    "one head of queries": lambda x: sdpa(x["q"][:, :1], x["k"], x["v"]),
     "two axes": as_is("k", mask=lambda x: torch.ones_like(x["q"][0, 0] @ x["k"][0, 0].mT).tril(1) > 0),
     "three axes": lambda x: sdpa(x["k"][:, 0], x["k"][:, 1], x["v"][:, 0], is_causal=True),
     "one batch of keys": lambda x: sdpa(x["k"], x["k"][:1], x["v"][:1]),
@@ -153,7 +157,7 @@ def test_the_canonical_op(dtype: torch.dtype, tmp_path: Path) -> None:
 
 def test_sdpa_that_was_not_rewritten(tmp_path: Path) -> None:
     model, session, _ = exported(KEPT, torch.float32, tmp_path)
-    assert forms(model) == {"mask": 5, "no mask": 1, "is_causal": 1}
+    assert forms(model) == {"mask": 6, "no mask": 1, "is_causal": 1}
     for b, s, far in ((2, 5, 7), (3, 4, 9)):
         x = given(b, s, far, torch.float32)
         for name, mine in zip(KEPT, session(x), strict=True):

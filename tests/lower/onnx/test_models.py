@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import trilithon
 from models.configs import tiny
 from trilithon.capture import hf
-from trilithon.exporting import OnnxModel
 from trilithon.lower.onnx.library import onnx
 from trilithon.lower.onnx.session import Session
 from zoo.families import FAMILIES
@@ -21,7 +20,7 @@ CLOSE = 1e-5
 HEADS, KEY_HEADS = 32, 8  # of llama-3.2-1b
 
 
-def attentions(made: OnnxModel) -> list[dict[str, Any]]:
+def attentions(made: trilithon.OnnxModel) -> list[dict[str, Any]]:
     """Of each Attention: its attributes, and the shape of each of its inputs."""
     library = onnx()
     model = library.shape_inference.infer_shapes(library.load(str(made.path)), data_prop=True)
@@ -51,7 +50,7 @@ def padding(b: int, s: int) -> Tensor:
 
 
 @torch.no_grad()
-def agree(made: OnnxModel, model: Any, **given: Tensor) -> None:
+def agree(made: trilithon.OnnxModel, model: Any, **given: Tensor) -> None:
     """The first output is eager's, without a cache."""
     model.config.use_cache = False
     want = model(**given)[0]
@@ -61,7 +60,7 @@ def agree(made: OnnxModel, model: Any, **given: Tensor) -> None:
     assert error <= CLOSE, {name: list(x.shape) for name, x in given.items()}
 
 
-def runs_on(made: OnnxModel) -> list[str]:
+def runs_on(made: trilithon.OnnxModel) -> list[str]:
     return [site.runs_on for site in made.report.sites]
 
 

@@ -77,7 +77,11 @@ def as_exported(
     q, k, v = query, key, value
     if dropout_p:
         raise CannotLower("cannot export attention with dropout", todo="call model.eval(), and pass dropout_p=0.0")
-    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    width = q.shape[-1]
+    if scale is None and not isinstance(width, int):
+        todo = "give the last axis of its queries a fixed size in dynamic_shapes"
+        raise CannotLower("cannot export attention", why="its scale follows from a width that is not fixed", todo=todo)
+    scale = 1.0 / math.sqrt(width) if scale is None else scale
     if is_causal and not (_is_plain(q, k, v, None) and same_size(q.shape[2], k.shape[2])):
         is_causal = False
         attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
@@ -85,7 +89,7 @@ def as_exported(
         return _written_out(q, k, v, attn_mask, scale, enable_gqa)
     if attn_mask is None:
         return _attend(q, k, v, None, scale, is_causal)
-    mask, seen = _fill_empty_rows(attn_mask)
+    mask, seen = _fill_empty_rows(_finite_lowest(attn_mask))
     mask = mask.reshape([1] * (4 - mask.dim()) + list(mask.shape))
     return _zero_unless(_attend(q, k, v, _whole(mask, q, k), scale, False), seen)
 
@@ -135,6 +139,14 @@ def _fill_empty_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
     return mask.masked_fill(~seen, 0.0), seen
 
 
+def _finite_lowest(mask: Tensor) -> Tensor:
+    """The mask with the lowest number, which ONNX Runtime takes to be -inf, raised to the next: a row of it is a mean of V."""
+    if mask.dtype == torch.bool:
+        return mask
+    lowest = torch.finfo(mask.dtype).min
+    return mask.masked_fill(mask == lowest, lowest * (1.0 - torch.finfo(mask.dtype).eps))
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool) -> Tensor:
     out: Tensor = onnx_attention(q, k, v, mask, scale, is_causal)
     return out
@@ -149,6 +161,8 @@ def _is_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     if not q.dim() == k.dim() == v.dim() == 4 or not q.dtype == k.dtype == v.dtype:
         return False
     if not same_size(q.shape[0], k.shape[0]) or not all(map(same_size, k.shape[:3], v.shape[:3])):
+        return False
+    if not same_size(q.shape[1] % k.shape[1], 0):
         return False
     return mask is None or mask.dtype in (torch.bool, q.dtype)
 
