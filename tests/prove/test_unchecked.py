@@ -36,7 +36,11 @@ MASKS: dict[str, tuple[Callable[[X], Tensor], str, str]] = {  # what it is prove
     "padding": (lambda x: x.causal & (x.kept != 0), "causal & padding(kept)", "causal & padding(kept)"),
     "from 8 tokens on": (lambda x: x.causal | (x.k[-1:] < 7), "causal", ""),
     "less than 64 tokens": (lambda x: x.causal | (x.k + x.s % 64 != x.k + x.s), "causal", ""),
-    "a window that no input is longer than": (lambda x: x.causal & (x.k > x.q - torch.sym_min(x.s, 64)), "causal", "window(64)"),
+    "a window that no input is longer than": (
+        lambda x: x.causal & (x.k > x.q - torch.sym_min(x.s, 64)),
+        "causal",
+        "window(64)",
+    ),
     "a number that a caller gives": (lambda x: x.causal | (x.k < 5 - x.given), "causal", ""),
     "a number that is read and asserted": (lambda x: x.causal | (x.k < 0 - x.number), "causal", ""),
     "ordered positions": (lambda x: x.positions <= x.positions.mT, "causal", ""),
@@ -60,8 +64,20 @@ class Softmax(nn.Module):
 @cache
 def program() -> ExportedProgram:
     b, s, row = Dim("b", min=1, max=64), Dim("s", min=8, max=63), torch.arange(9).expand(2, 9)
-    example = {"x": torch.randn(2, 1, 9, 8), "given": 6, "count": torch.tensor(3), "positions": row, "kept": torch.ones_like(row)}
-    shapes = {"x": {0: b, 2: s}, "given": Dim.DYNAMIC(min=5, max=99), "count": {}, "positions": {0: b, 1: s}, "kept": {0: b, 1: s}}
+    example = {
+        "x": torch.randn(2, 1, 9, 8),
+        "given": 6,
+        "count": torch.tensor(3),
+        "positions": row,
+        "kept": torch.ones_like(row),
+    }
+    shapes = {
+        "x": {0: b, 2: s},
+        "given": Dim.DYNAMIC(min=5, max=99),
+        "count": {},
+        "positions": {0: b, 1: s},
+        "kept": {0: b, 1: s},
+    }
     return capture(Masks().eval(), example, shapes).program
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn.functional import scaled_dot_product_attention
 
 import trilithon
-from trilithon import InputError, VerificationFailed
+from trilithon import CannotLower, InputError, VerificationFailed
 from trilithon.lower.onnx import decompose, library
 from trilithon.lower.onnx.forms import Form
 
@@ -41,29 +42,40 @@ def test_a_wrong_model_is_not_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("m.onnx", "before")]
 
 
-def test_without_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "RUNTIME", "no_such_package")
-    made = export(tmp_path / "m.onnx")
-    assert (made.error, made.note) == (None, "not verified: onnxruntime is not installed")
-    assert made.path.exists()
+def test_a_number_that_float32_does_not_have(tmp_path: Path) -> None:
+    class Blocked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * torch.finfo(torch.float64).min).softmax(-1)
+
+    with pytest.raises(CannotLower, match="writes numbers in float32"):
+        trilithon.export_onnx(Blocked().eval(), tmp_path / "m.onnx", {"x": torch.zeros(2, 3, dtype=torch.float64)})
 
 
 def test_a_program_rewritten_before_is_refused(tmp_path: Path) -> None:
     """`trilithon.lower` may make a mask causal under a guard, or for some sizes, which ONNX would not check."""
-
-    class Positions(nn.Module):
-        def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
-            q = x.view(x.shape[0], x.shape[1], 2, 4).transpose(1, 2)
-            allowed = position_ids[:, None, None, :] <= position_ids[:, None, :, None]
-            return scaled_dot_product_attention(q, q, q, allowed)
-
-    example = {"x": EXAMPLE["x"], "position_ids": torch.arange(5).expand(2, 5)}
-    shapes = {"x": {1: torch.export.Dim("s", min=2, max=64)}, "position_ids": {1: torch.export.Dim("s", min=2, max=64)}}
-    program = torch.export.export(Positions().eval(), (), example, dynamic_shapes=shapes)
+    program = torch.export.export(Padded().eval(), (), EXAMPLE)
     with pytest.raises(InputError, match="it was rewritten already"):
         trilithon.export_onnx(trilithon.lower(program), tmp_path / "m.onnx")
-    made = trilithon.export_onnx(program, tmp_path / "m.onnx")
-    assert made.report.sites[0].runs_on.startswith("ONNX Attention with the mask as exported")
+
+
+def test_a_number_is_no_input(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, count: int) -> Tensor:
+            return x * count
+
+    shapes = {"x": {0: Dim.AUTO}, "count": Dim.DYNAMIC}
+    with pytest.raises(InputError, match="cannot export count"):
+        trilithon.export_onnx(Scaled().eval(), tmp_path / "m.onnx", {"x": torch.randn(2, 3), "count": 5}, dynamic_shapes=shapes)
+
+
+def test_a_width_that_is_not_fixed(tmp_path: Path) -> None:
+    class Wide(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return scaled_dot_product_attention(x, x, x)
+
+    shapes = {"x": {3: Dim.AUTO}}
+    with pytest.raises(CannotLower, match="its scale follows from a width that is not fixed"):
+        trilithon.export_onnx(Wide().eval(), tmp_path / "m.onnx", {"x": torch.randn(1, 1, 3, 8)}, dynamic_shapes=shapes)
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-import transformers
 from torch import Tensor, nn
+from torch.export import Dim
 
 import trilithon
-from models.configs import tiny
+from models.configs import CONFIGS
 from trilithon.capture import hf
+from trilithon.lower.onnx import translate
 from trilithon.lower.onnx.library import onnx
 from trilithon.lower.onnx.session import Session
-from zoo.families import FAMILIES
 
-CLOSE = 1e-5
-HEADS, KEY_HEADS = 32, 8  # of llama-3.2-1b
+CLOSE = {torch.float32: 1e-5, torch.float16: 1e-2}
+
+
+def one_layer(name: str) -> Any:
+    """A model of one narrow layer, heads as they are in the real one."""
+    config: Any = CONFIGS[name]()
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    return config
 
 
 def attentions(made: trilithon.OnnxModel) -> list[dict[str, Any]]:
@@ -25,6 +35,7 @@ def attentions(made: trilithon.OnnxModel) -> list[dict[str, Any]]:
     library = onnx()
     model = library.shape_inference.infer_shapes(library.load(str(made.path)), data_prop=True)
     library.checker.check_model(model)
+    assert [o.version for o in model.opset_import if not o.domain] == [made.opset]
     shapes = {
         value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
         for value in (*model.graph.value_info, *model.graph.input)
@@ -42,137 +53,114 @@ def ids(b: int, s: int) -> Tensor:
 
 
 def padding(b: int, s: int) -> Tensor:
-    """A whole row, one padded on the right, one on the left, one with a hole."""
+    """A whole row, one padded on the right, one on the left, one that is nothing else."""
     kept = torch.ones(b, s, dtype=torch.int64)
-    for row, gone in zip(kept[1:], (slice(s // 2 + 1, None), slice(0, s // 2), slice(1, 2)), strict=False):
+    for row, gone in zip(kept[1:], (slice(s // 2 + 1, None), slice(0, s // 2), slice(None)), strict=False):
         row[gone] = 0
     return kept
 
 
 @torch.no_grad()
-def agree(made: trilithon.OnnxModel, model: Any, **given: Tensor) -> None:
-    """The first output is eager's, without a cache."""
-    model.config.use_cache = False
-    want = model(**given)[0]
-    (got, *_), session = (session := Session(made.path, threads=1))(given), session
-    assert set(session.inputs) == set(given)
-    error = float((got - want).norm() / want.norm())
-    assert error <= CLOSE, {name: list(x.shape) for name, x in given.items()}
+def agree(made: trilithon.OnnxModel, model: Any, sizes: tuple[tuple[int, int], ...]) -> None:
+    """ONNX Runtime gives what eager gives without a cache, at each number of rows and tokens."""
+    session = Session(made.path, threads=1)
+    for b, s in sizes:
+        given = {"input_ids": ids(b, s)} | ({"attention_mask": padding(b, s)} if "attention_mask" in session.inputs else {})
+        assert set(session.inputs) == set(given)
+        for got, want in zip(session(given), model(**given).to_tuple(), strict=True):
+            assert (got - want).norm() <= CLOSE[want.dtype] * want.norm(), (b, s)
 
 
 def runs_on(made: trilithon.OnnxModel) -> list[str]:
     return [site.runs_on for site in made.report.sites]
 
 
-def test_minilm_with_padding(tmp_path: Path) -> None:
-    """Real weights; rows of padding, and a row that is nothing else."""
-    model: Any = trilithon.load_model("minilm")
-    made = trilithon.export_onnx(model, tmp_path / "m.onnx")
-    assert made.error is not None and made.error <= CLOSE
-    assert [file.name for file in made.files] == ["m.onnx", "m.onnx.data"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
-    assert runs_on(made) == ["ONNX Attention, mask padding(attention_mask)"] * 6
-    assert len(attentions(made)) == 6
-    session = Session(made.path, threads=1)
-    assert session.inputs == ("input_ids", "attention_mask")
-    for b, s in ((1, 1), (4, 7), (3, 33), (2, 128)):
-        given = {"input_ids": ids(b, s), "attention_mask": padding(b, s)}
-        if b == 3:
-            given["attention_mask"][-1] = 0
-        with torch.no_grad():
-            want = model(**given)
-        for got, theirs in zip(session(given), (want.last_hidden_state, want.pooler_output), strict=True):
-            assert (got - theirs).norm() <= CLOSE * theirs.norm(), (b, s)
+PRESETS = {  # the type, the opset, and what attention becomes
+    "qwen2.5": (torch.float32, 24, "ONNX Attention, mask window(6), grouped heads"),
+    "qwen3": (torch.float16, 23, "ONNX Attention, is_causal=1, grouped heads"),
+    "llama-3.2": (torch.float32, 23, "ONNX Attention, is_causal=1, grouped heads"),
+}
 
 
-def test_causal_with_grouped_heads(tmp_path: Path) -> None:
-    model = tiny("llama-3.2")
-    compiled = trilithon.compile(model, max_tokens=32)
-    made = compiled.to_onnx(tmp_path / "new" / "llama.onnx", opset=24)
-    found = attentions(made)
-    assert [node["is_causal"] for node in found] == [1, 1]
-    assert [(o.domain, o.version) for o in onnx().load(str(made.path)).opset_import] == [("", 24)]
-    for node in found:
-        assert [shape[1] for shape in node["inputs"]] == [HEADS, KEY_HEADS, KEY_HEADS], "no mask, and K and V as they are"
-    assert runs_on(made) == ["ONNX Attention, is_causal=1, grouped heads"] * 2
-    for b, s in ((1, 1), (3, 9), (2, 40)):
-        agree(made, model, input_ids=ids(b, s))
-
-
-def test_a_padded_batch(tmp_path: Path) -> None:
-    """What is causal without padding has it in its mask: left padding leaves rows without any key."""
-    model = FAMILIES["qwen2"].make()
-    made = trilithon.export_onnx(model, tmp_path / "m.onnx", inputs=("input_ids", "attention_mask"))
-    assert [node["is_causal"] for node in attentions(made)] == [0]
-    assert "causal & padding(attention_mask)" in runs_on(made)[0]
-    for b, s in ((4, 9), (3, 2), (1, 5)):
-        agree(made, model, input_ids=ids(b, s), attention_mask=padding(b, s))
-
-
-def test_positions_that_are_an_input_prove_nothing(tmp_path: Path) -> None:
-    """Causal only if positions count up, which ONNX cannot check: packed documents must stay apart."""
-    model = FAMILIES["llama"].make()
-    made = trilithon.export_onnx(model, tmp_path / "m.onnx", inputs=("input_ids", "position_ids"))
-    assert runs_on(made) == ["ONNX Attention with the mask as exported"]
-    assert "it is causal only if each row of position_ids is consecutive, which nobody checks" in made.report.sites[0].reason
-    assert [node["is_causal"] for node in attentions(made)] == [0]
-    packed = torch.tensor([[0, 1, 2, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6]])
-    agree(made, model, input_ids=ids(2, 7), position_ids=packed)
-
-
-def test_a_length_that_nobody_checks_proves_nothing(tmp_path: Path) -> None:
-    """A window as long as the longest input is causal here, and a window where inputs may be longer."""
-    config: Any = FAMILIES["mistral"].make().config
-    config.max_position_embeddings = config.sliding_window
-    model = hf.from_config(config)
-    assert {str(site.mask) for site in trilithon.explain(model).sites} == {"causal"}
-    made = trilithon.export_onnx(model, tmp_path / "m.onnx")
-    assert runs_on(made) == [f"ONNX Attention, mask window({config.sliding_window}), grouped heads"]
-    for s in (3, 20):
-        agree(made, model, input_ids=ids(2, s))
-
-
-def test_softcap_is_written_out(tmp_path: Path) -> None:
-    config: Any = FAMILIES["gemma2"].make("eager").config
-    config.num_hidden_layers, config.layer_types = 1, config.layer_types[:1]
-    model = hf.from_config(config, attention="eager")
-    made = trilithon.export_onnx(model, tmp_path / "m.onnx")
-    assert attentions(made) == []
-    assert all("matmul-softmax-matmul: versions of Attention differ" in text for text in runs_on(made))
-    agree(made, model, input_ids=ids(2, 9))
-
-
-def test_a_bias_by_position(tmp_path: Path) -> None:
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 60}
-    torch.manual_seed(0)
-    model: Any = transformers.T5EncoderModel(transformers.T5Config(**sizes)).eval()
-    made = trilithon.export_onnx(model, tmp_path / "m.onnx", inputs=("input_ids",))
-    assert runs_on(made) == ["ONNX Attention, bias by position"]
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(name: str, tmp_path: Path) -> None:
+    """Qwen2.5 with a window as long as the longest input: nobody checks that inputs are not longer."""
+    dtype, opset, form = PRESETS[name]
+    config = one_layer(name)
+    config.use_cache = False
+    if "window" in form:
+        config.layer_types, config.sliding_window, config.max_position_embeddings = ["sliding_attention"], 6, 6
+    model: Any = hf.from_config(config).to(dtype)
+    made = trilithon.export_onnx(model, tmp_path / "new" / "m.onnx", opset=opset)
+    assert runs_on(made) == [form]
     (node,) = attentions(made)
-    assert len(node["inputs"]) == 4
-    for b, s in ((2, 9), (1, 40)):
-        agree(made, model, input_ids=ids(b, s))
+    assert (node["is_causal"], len(node["inputs"])) == ((0, 4) if "mask" in form else (1, 3))
+    heads = config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
+    assert tuple(shape[1] for shape in node["inputs"][:3]) == heads, "K and V as they are"
+    assert node.get("softmax_precision") == (1 if dtype == torch.float16 else None), "softmax in float32"
+    agree(made, model, ((1, 1), (4, 20)))
 
 
-class RandomBias(nn.Module):
-    """Attention with a bias that activations decide."""
+def test_minilm_with_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real weights, of the first layer."""
+    model: Any = trilithon.load_model("minilm")
+    model.encoder.layer = model.encoder.layer[:1]
+    monkeypatch.setattr(translate, "LARGE", 1 << 20)
+    made = trilithon.export_onnx(model, tmp_path / "m.onnx")
+    assert [file.name for file in made.files] == ["m.onnx", "m.onnx.data"]
+    assert made.error is not None and made.error <= CLOSE[torch.float32]
+    assert sorted(tmp_path.iterdir()) == sorted(made.files)
+    assert runs_on(made) == ["ONNX Attention, mask padding(attention_mask)"]
+    agree(made, model, ((1, 1), (4, 33)))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.project = nn.Linear(16, 48)
-        self.score = nn.Linear(16, 16)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.project(x).view(x.shape[0], x.shape[1], 3, 2, 8).permute(2, 0, 3, 1, 4)
-        bias = (self.score(x) @ x.mT)[:, None]
-        return nn.functional.scaled_dot_product_attention(q, k, v, bias)
+class Given:
+    """What the attentions below are made of."""
+
+    def __init__(self, x: Tensor, positions: Tensor, kept: Tensor) -> None:
+        heads = x.view(x.shape[0], x.shape[1], 2, 8).transpose(1, 2)
+        self.q, self.k, self.v = heads, heads * 0.5, heads + 1.0
+        self.place = torch.arange(x.shape[1])
+        self.distance = (self.place - self.place[:, None]).to(x.dtype)
+        self.slopes = torch.tensor([[[0.5]], [[0.25]]])
+        self.causal = self.place <= self.place[:, None]
+        self.blocked = torch.where(self.causal, 0.0, -torch.inf)
+        self.positions, self.kept = positions, kept[:, None, None, :] != 0
+
+    def sdpa(self, mask: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(self.q, self.k, self.v, mask)
 
 
-def test_a_bias_of_activations_stays(tmp_path: Path) -> None:
-    model = RandomBias().eval()
-    made = trilithon.export_onnx(model, tmp_path / "m.onnx", {"x": torch.randn(2, 5, 16)})
-    (text,) = runs_on(made)
-    assert text.startswith("ONNX Attention with the mask as exported"), text
-    x = torch.randn(3, 8, 16)
-    (got,) = Session(made.path, threads=1)({"x": x})
-    assert (got - model(x)).norm() <= CLOSE * got.norm()
+KEPT = "ONNX Attention with the mask as exported"
+OTHERS: dict[str, tuple[Callable[[Given], Tensor], str]] = {
+    "a bias by position": (
+        lambda x: x.sdpa(x.slopes * x.distance + x.blocked),
+        "ONNX Attention, mask causal and bias by position",
+    ),
+    "a bias of activations": (lambda x: x.sdpa(x.q @ x.v.mT), KEPT),
+    "positions": (lambda x: x.sdpa(x.positions[:, None, None, :] <= x.positions[:, None, :, None]), KEPT),
+    "the mean of V": (lambda x: x.sdpa(torch.where(x.kept, 0.0, torch.finfo(x.q.dtype).min)), KEPT),
+}
+
+
+class Others(nn.Module):
+    def forward(self, x: Tensor, positions: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
+        given = Given(x, positions, kept)
+        return tuple(make(given) for make, _ in OTHERS.values())
+
+
+def test_other_attentions(tmp_path: Path) -> None:
+    """Biases, and what would be causal or padding if inputs were checked: they are run where that is not so."""
+    example = {
+        "x": torch.randn(2, 5, 16),
+        "positions": torch.arange(5).expand(2, 5),
+        "kept": torch.ones(2, 5, dtype=torch.int64),
+    }
+    model, b, s = Others().eval(), Dim("b", min=1, max=64), Dim("s", min=1, max=64)
+    made = trilithon.export_onnx(model, tmp_path / "m.onnx", example, dynamic_shapes={name: {0: b, 1: s} for name in example})
+    for site, form in zip(made.report.sites, (form for _, form in OTHERS.values()), strict=True):
+        assert site.runs_on.startswith(form), site.reason
+    packed = torch.tensor([[0, 1, 2, 0, 1, 2, 3], [5, 4, 3, 2, 1, 0, 0], [0, 1, 2, 3, 4, 5, 6]])
+    given = {"x": torch.randn(3, 7, 16), "positions": packed, "kept": padding(4, 7)[1:]}
+    for name, got, want in zip(OTHERS, Session(made.path, threads=1)(given), model(**given), strict=True):
+        assert (got - want).norm() <= 1e-6 * want.norm(), name

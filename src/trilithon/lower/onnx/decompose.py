@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
+from trilithon.capture.program import known_size
 from trilithon.errors import CannotLower
 from trilithon.lower.native.attention import attend_scores
 from trilithon.lower.native.emit import blocked, emit_bias, emit_cells, emit_mask
@@ -77,11 +78,12 @@ def as_exported(
     q, k, v = query, key, value
     if dropout_p:
         raise CannotLower("cannot export attention with dropout", todo="call model.eval(), and pass dropout_p=0.0")
-    width = q.shape[-1]
-    if scale is None and not isinstance(width, int):
-        todo = "give the last axis of its queries a fixed size in dynamic_shapes"
-        raise CannotLower("cannot export attention", why="its scale follows from a width that is not fixed", todo=todo)
-    scale = 1.0 / math.sqrt(width) if scale is None else scale
+    if scale is None:
+        width = known_size(q.shape[-1])
+        if width is None:
+            todo = "give the last axis of its queries a fixed size in dynamic_shapes"
+            raise CannotLower("cannot export attention", why="its scale follows from a width that is not fixed", todo=todo)
+        scale = 1.0 / math.sqrt(width)
     if is_causal and not (_is_plain(q, k, v, None) and same_size(q.shape[2], k.shape[2])):
         is_causal = False
         attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
@@ -164,7 +166,9 @@ def _is_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
         return False
     if not same_size(q.shape[1] % k.shape[1], 0):
         return False
-    return mask is None or mask.dtype in (torch.bool, q.dtype)
+    if mask is None or mask.dtype == torch.bool:
+        return True
+    return mask.dtype == q.dtype != torch.float64  # whose lowest number torch.onnx cannot write
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, grouped: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
+from trilithon.capture.program import known_size
 from trilithon.errors import CannotLower
 from trilithon.lower.onnx.decompose import DECOMPOSITIONS, prepare
 from trilithon.lower.onnx.library import onnxscript, quiet
 from trilithon.lower.onnx.op import ONNX_ATTENTION
 from trilithon.passes import bound_arguments
 from trilithon.rewrite.op import ATTENTION
+from trilithon.rewrite.unlift import fake_inputs
 
 FLOAT32 = 1  # onnx.TensorProto.FLOAT
 OPSETS = (23, 24)
@@ -41,6 +45,7 @@ def translate(program: ExportedProgram, opset: int, outputs: Sequence[str] | Non
     Raises:
         CannotLower: torch.onnx has no translation for an operation.
     """
+    _require_float32(program)
     table: dict[Any, Any] = {ONNX_ATTENTION: attention_of(onnxscript().opset23)}
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # of torch.export and onnxscript
@@ -59,8 +64,28 @@ def translate(program: ExportedProgram, opset: int, outputs: Sequence[str] | Non
                 "cannot export to ONNX", why=reason(error), todo="see torch.onnx.export(..., report=True)"
             ) from error
         assert made is not None
+        _fix_axes(made, program)
         onnxscript().optimizer.optimize(made.model)
     return made
+
+
+def _require_float32(program: ExportedProgram) -> None:
+    """Raises CannotLower for a number that is infinite in float32, in which torch.onnx writes numbers."""
+    for node in program.graph.nodes:
+        for x in tree_leaves((node.args, node.kwargs)):
+            if isinstance(x, float) and math.isfinite(x) and abs(x) > torch.finfo(torch.float32).max:
+                why = f"{node.name} uses {x:g}, and torch.onnx writes numbers in float32"
+                raise CannotLower("cannot export to ONNX", why=why, todo="convert the model: model.float()")
+
+
+def _fix_axes(made: Any, program: ExportedProgram) -> None:
+    """An axis of an input that can have one size has it in the model too, where ONNX Runtime looks at it in each call."""
+    held = fake_inputs(program)
+    for value in made.model.graph.inputs:
+        for axis, size in enumerate(held[value.name].shape):
+            known = known_size(size)
+            if known is not None:
+                value.shape[axis] = known
 
 
 def attention_of(op: Any) -> Any:
