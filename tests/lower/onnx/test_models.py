@@ -91,7 +91,7 @@ def test_presets(name: str, tmp_path: Path) -> None:
     if "window" in form:
         config.layer_types, config.sliding_window, config.max_position_embeddings = ["sliding_attention"], 6, 6
     model: Any = hf.from_config(config).to(dtype)
-    made = trilithon.export_onnx(model, tmp_path / "new" / "m.onnx", opset=opset)
+    made = trilithon.export_onnx(model, tmp_path / "new" / "m.onnx", opset=opset, verify=False)
     assert runs_on(made) == [form]
     (node,) = attentions(made)
     assert (node["is_causal"], len(node["inputs"])) == ((0, 4) if "mask" in form else (1, 3))
