@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.integrations import flex_attention
 
+from trilithon import compiler
 from trilithon.bench import torch_tensorrt_row
 from trilithon.bench.candidates import (
     EVERYWHERE,
@@ -101,3 +102,18 @@ def test_runnable_rows_are_those_of_installed_packages(monkeypatch, caplog, tens
 def test_only_a_causal_language_model_can_be_measured():
     with pytest.raises(InputError, match="cannot measure generation with Linear"):
         candidates(nn.Linear(2, 2), torch.zeros(1, 4, dtype=torch.int64), 2)
+
+
+def test_the_row_that_keeps_its_mask_runs_the_program_as_it_was_exported(monkeypatch):
+    built = []
+
+    def lower(gm, *arguments, **named):
+        built.append([n for n in gm.graph.nodes if n.op == "call_function" and "attention" in str(n.target)])
+        return gm
+
+    monkeypatch.setattr(compiler, "lower_module", lower)
+    model = hf.load_model("byte-llama")
+    ids = torch.arange(6)[None]
+    made = [c.make() for c in candidates(model, ids, 3, rows=("pytorch", "kept"), backend="native", proof_cache=False)]
+    assert torch.equal(made[0](3), made[1](3))
+    assert [n.args[3] is not None for n in built[0]] == [True] * model.config.num_hidden_layers

@@ -26,7 +26,6 @@ from trilithon.bench.rows import Candidate, Run
 from trilithon.capture import hf
 from trilithon.compiled import Compiled
 from trilithon.errors import InputError, TrilithonError
-from trilithon.lower.inputs import Input, rows, tokens
 from trilithon.options import Options
 from trilithon.prove.verdict import Verdict
 from trilithon.report.report import Report
@@ -148,8 +147,12 @@ class _Contest:
                 "compiled by HF itself on a GPU",
             ),
             "hf-flex": ("HF FlexAttention, dynamic cache", self._flex, "attn_implementation='flex_attention'"),
-            "kept": ("Trilithon mask kept, no cache", lambda: self._kept(self.backend), "exported, its mask a tensor"),
-            "causal": (f"Trilithon {form}, no cache", lambda: self._causal(self._last_token), "the mask proved and rewritten"),
+            "kept": (
+                "Trilithon mask kept, no cache",
+                lambda: self._kept(row, self.backend, self.options),
+                "exported, its mask a tensor",
+            ),
+            "causal": (f"Trilithon {form}, no cache", lambda: self._causal(row, self._last_token), "the mask proved"),
             "static": ("Trilithon static cache", lambda: self._static(self.backend), ""),
             "trt-decomposed": (
                 "TensorRT decomposed, no cache",
@@ -188,24 +191,19 @@ class _Contest:
         }
         return lambda new_tokens: model.generate(self.ids, max_new_tokens=new_tokens, **arguments)
 
-    def _kept(self, backend: str, options: Options | None = None) -> Run:
-        from trilithon.lower.backend import lower_module, resolve_backend
+    def _kept(self, row: str, backend: str, options: Options) -> Run:
+        return self._compiled(row, self._last_token_of(backend, options, proved=False))
 
-        program, _ = self._last_token
-        b, s = self.ids.shape
-        sizes = (rows(b), tokens(s + self.new_tokens))
-        inputs = tuple(Input(name, expected.dtype, sizes) for name, expected in program.expected.items())
-        general: Any = program.general
-        lowered = lower_module(
-            general, resolve_backend(backend), options or self.options, role="sequence", name="kept", inputs=inputs
-        )
-        return self._without_cache(lowered)
-
-    def _causal(self, made: tuple[Program, Report]) -> Run:
-        program, report = made
-        open_sites = [s for s in report.sites if s.verdict is not Verdict.PROVED]
+    def _causal(self, row: str, made: tuple[Program, Report]) -> Run:
+        open_sites = [s for s in made[1].sites if s.verdict is not Verdict.PROVED]
         if open_sites:
             raise TrilithonError(f"{len(open_sites)} masks were not proved", why=open_sites[0].reason)
+        return self._compiled(row, made)
+
+    def _compiled(self, row: str, made: tuple[Program, Report]) -> Run:
+        """A program verified as every compiled one is; its row says in what form it was built."""
+        program, report = made
+        self.details[row] = "; ".join(note.split(", since ")[0] for note in report.notes if "halves" in note)
         return self._without_cache(lambda ids: program(input_ids=ids))
 
     def _static(self, backend: str, cuda_graphs: bool | None = None) -> Run:
@@ -224,9 +222,9 @@ class _Contest:
         if row in ("trt-static", "trt-graph"):
             return self._static("tensorrt", cuda_graphs=row == "trt-graph")
         if row == "trt-causal":
-            return self._causal(self._last_token_of("tensorrt", replace(self.options, attention="fused")))
+            return self._causal(row, self._last_token_of("tensorrt", replace(self.options, attention="fused")))
         form: Any = "decomposed" if row == "trt-decomposed" else "fused"
-        return self._kept("tensorrt", replace(self.options, attention=form))
+        return self._kept(row, "tensorrt", replace(self.options, attention=form))
 
     def _torch_tensorrt(self, row: str, settings: dict[str, bool]) -> Run:
         library = torch_tensorrt_row.library(self.ids.device)
@@ -239,17 +237,23 @@ class _Contest:
     def _last_token(self) -> tuple[Program, Report]:
         return self._last_token_of(self.backend, self.options)
 
-    def _last_token_of(self, backend: str, options: Options) -> tuple[Program, Report]:
+    def _last_token_of(self, backend: str, options: Options, proved: bool = True) -> tuple[Program, Report]:
         """The model's call with `input_ids` alone, compiled, giving the logits of the last token where it can."""
         from trilithon.compiler import analyse, compile_program
         from trilithon.lower.backend import resolve_backend
+        from trilithon.prove.program import prover_of
+        from trilithon.rewrite.pipeline import rewrite
 
         example, shapes = hf.example_for(self.model, ("input_ids",))
         only_last = _last_only(self.model)
         shapes |= dict.fromkeys(only_last)
         example |= only_last
         most = self.ids.shape[1] + self.new_tokens
-        return compile_program(analyse(self.model, example, shapes, (), options), resolve_backend(backend), options, most)
+        analysis = analyse(self.model, example, shapes, (), options)
+        if not proved:
+            program, _ = rewrite(analysis.captured.program, (), prover_of(analysis.captured.program))
+            analysis = replace(analysis, proved=(), rewritten=program)
+        return compile_program(analysis, resolve_backend(backend), options, most)
 
     def _without_cache(self, logits: LogitsOf) -> Run:
         @torch.no_grad()

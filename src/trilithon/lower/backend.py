@@ -17,6 +17,7 @@ from trilithon.lower.native.lower import lower_native
 from trilithon.lower.native.prompt import Prompt
 from trilithon.lower.native.split_kv import has_triton
 from trilithon.lower.native.step import compiled_step, make_step
+from trilithon.lower.native.writes import separate_writes
 from trilithon.lower.tensorrt.engine import resolve_target
 from trilithon.lower.tensorrt.library import library, version
 from trilithon.lower.tensorrt.lower import lower_tensorrt
@@ -113,6 +114,7 @@ def lower_module(
     if not wanted:
         return lowered
     if role == "prompt":
+        separate_writes(lowered, inputs)
         return Prompt(lowered)
     if role == "sequence":
         return torch.compile(lowered, dynamic=True, fullgraph=True)

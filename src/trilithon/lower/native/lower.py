@@ -24,6 +24,10 @@ NO_TENSOR = ("causal", "full")
 Made = TypeVar("Made")
 
 
+def is_lowered_site(node: Node) -> bool:
+    return node.target in (attend, attend_cache, attend_scores, ATTEND_SPLIT)
+
+
 def lower_native(gm: GraphModule, *, trim: bool = False, split: bool = False) -> GraphModule:
     """Replace every `trilithon::attention` of the graph, in place, erase what nothing reads, and return it.
 

@@ -7,11 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo import mark_dynamic, mark_static
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
+from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
+
+from trilithon.lower.native.layers import in_layers
+from trilithon.lower.native.lower import is_lowered_site
+from trilithon.lower.native.writes import write_tokens
 
 REFUSALS = (TorchDynamoException, FailOnRecompileLimitHit, ConstraintViolationError, GuardOnDataDependentSymNode)
 log = logging.getLogger(__name__)
@@ -20,8 +25,9 @@ log = logging.getLogger(__name__)
 class Prompt:
     """A prompt of any length, over an empty cache.
 
-    It is compiled at the first call, once for a single row and once for several. Where Dynamo or Inductor refuses, it runs op
-    by op from then on, and a warning says why.
+    It is compiled at the first call, each kind of layer once for a single row and once for several. Where Dynamo or Inductor
+    refuses, it runs op by op from then on, and a warning says why. A refusal may come when layers have written to their
+    caches: the call op by op writes the same again.
 
     Attributes:
         plain: lowered; takes `(tokens, start, counts, *caches)`.
@@ -31,21 +37,31 @@ class Prompt:
 
     def __init__(self, plain: GraphModule) -> None:
         self.plain = plain
-        self.compiled: Callable[..., Any] | None = torch.compile(plain, dynamic=True, fullgraph=True)
+        self.compiled: Callable[..., Any] | None = in_layers(plain, is_lowered_site, _compiled, _is_write)
         self.note = "prefill: to be compiled by Inductor at its first call, once for all lengths"
 
     def __call__(self, tokens: Tensor, *rest: Tensor) -> Any:
         if self.compiled is None:
             return self.plain(tokens, *rest)
         try:
-            made = self.compiled(_of_any_length(tokens), *_of_any_rows(rest))
-        except REFUSALS as error:  # made before anything runs: caches are as they were
+            with shape_config.patch(use_duck_shape=False):  # type: ignore[attr-defined] # equal sizes may differ in the next call
+                made = self.compiled(_of_any_length(tokens), *_of_any_rows(rest))
+        except REFUSALS as error:
             self.compiled = None
             self.note = f"prefill: runs op by op, since Inductor cannot compile it: {_reason(error)}"
             log.warning("%s", self.note)
             return self.plain(tokens, *rest)
         self.note = "prefill: compiled by Inductor, once for all lengths"
         return made
+
+
+def _compiled(part: GraphModule) -> nn.Module:
+    made: nn.Module = torch.compile(part, dynamic=True, fullgraph=True)  # type: ignore[assignment]
+    return made
+
+
+def _is_write(node: Node) -> bool:
+    return node.target is write_tokens
 
 
 def _of_any_length(tokens: Tensor) -> Tensor:
