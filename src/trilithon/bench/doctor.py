@@ -19,7 +19,7 @@ from trilithon.lower.tensorrt.engine import targets
 from trilithon.lower.tensorrt.library import version
 from trilithon.options import BACKENDS
 
-PACKAGES = ("trilithon", "torch", "transformers", "z3-solver", "numpy", "safetensors", "triton")
+PACKAGES = ("trilithon", "torch", "transformers", "z3-solver", "numpy", "safetensors", "triton", "onnx", "onnxruntime")
 TENSORRT_PACKAGES = ("tensorrt-rtx", "tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 COLUMN = 16  # characters
 

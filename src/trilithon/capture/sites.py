@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from trilithon.capture.program import known_size
 from trilithon.errors import Where
 from trilithon.passes import bound_arguments, module_path, where_of
 
@@ -143,6 +144,8 @@ def _fused(node: Node) -> Site:
     if q.meta["val"].dim() != 4:
         problem = f"its query has rank {q.meta['val'].dim()}, not 4 [b h s d]"
     problem = problem or _broadcasts(q.meta["val"].shape, k.meta["val"].shape, v.meta["val"].shape)
+    if not isinstance(args.get("scale") or known_size(q.meta["val"].shape[-1]), (int, float)):
+        problem = problem or "its scale is not a number of the program: it changes with an input, or with the width of one"
     return Site(
         name=module_path(node) or node.name,
         kind=FUSED[node.target],  # type: ignore[index]
@@ -163,7 +166,8 @@ def _broadcasts(q: Sequence[Any], k: Sequence[Any], v: Sequence[Any]) -> str:
     """Why q `[b h s d]`, k `[b g t d]` and v `[b g t e]` fit only by broadcasting, or ""."""
     if not len(q) == len(k) == len(v) == 4:
         return "" if len(q) != 4 else "its keys or values have another rank than its query"
-    if str(k[0]) != str(q[0]) or list(map(str, v[:2])) != list(map(str, k[:2])):
+    apart = isinstance(q[1], int) and isinstance(k[1], int) and q[1] % k[1]
+    if apart or str(k[0]) != str(q[0]) or list(map(str, v[:2])) != list(map(str, k[:2])):
         return f"its operands fit only by broadcasting: q {list(q)}, k {list(k)}, v {list(v)}"
     return ""
 
