@@ -18,9 +18,9 @@ from trilithon.capture import hf
 from trilithon.compiler import Analysis, analyse
 from trilithon.errors import CannotLower, InputError
 from trilithon.lower.onnx.forms import Form, forms
-from trilithon.lower.onnx.library import has_runtime, require_onnx
+from trilithon.lower.onnx.library import OPSETS, has_runtime, require_onnx
 from trilithon.lower.onnx.session import Session
-from trilithon.lower.onnx.translate import OPSETS, lower_onnx, save, translate
+from trilithon.lower.onnx.translate import lower_onnx, save, translate
 from trilithon.options import Options
 from trilithon.report.build import KEPT
 from trilithon.report.report import Report

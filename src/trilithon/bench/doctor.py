@@ -15,6 +15,7 @@ from trilithon.bench.roofline import machine_name
 from trilithon.errors import InputError, TrilithonError
 from trilithon.integrations import dynamo, torch_tensorrt
 from trilithon.lower.backend import resolve_backend
+from trilithon.lower.onnx.library import OPSETS, require_onnx
 from trilithon.lower.tensorrt.engine import targets
 from trilithon.lower.tensorrt.library import version
 from trilithon.options import BACKENDS
@@ -120,8 +121,16 @@ def _transformers() -> str:
     return f"accelerate() runs the generate of transformers {_version('transformers')} on compiled programs"
 
 
+def _onnx() -> str:
+    require_onnx()
+    runtime = _version("onnxruntime")
+    verified = f"verified with ONNX Runtime {runtime}" if runtime else "not verified: onnxruntime is not installed"
+    return f"export_onnx() writes models of opset {' or '.join(map(str, OPSETS))}, {verified}"
+
+
 INTEGRATIONS: dict[str, Callable[[], str]] = {
     "transformers": _transformers,
     "torch.compile": _torch_compile,
+    "onnx": _onnx,
     "torch-tensorrt": lambda: f"install() plugs into Torch-TensorRT {torch_tensorrt.version()}",
 }

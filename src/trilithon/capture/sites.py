@@ -71,7 +71,7 @@ class Site:
         flat_heads: decomposed only: batch and heads share the first axis of the scores, with so many heads; 1 where that is
             not known, and then each head counts as a row of the batch.
         is_causal: torch's flag (upper left).
-        scale: factor on the scores; None = `1/sqrt(d)`.
+        scale: factor on the scores, a number or a node; None = `1/sqrt(d)`.
         problem: why this call cannot be rewritten whatever its mask, or "".
     """
 
@@ -84,7 +84,7 @@ class Site:
     mask: Node | None
     score: Node | None
     is_causal: bool
-    scale: float | None
+    scale: Any
     problem: str
     where: Where
     softmax: Node | None = None
@@ -100,14 +100,17 @@ class Site:
         return q[0], q[1], q[2], k[3] if self.kind == "decomposed" else k[2]
 
     @property
-    def softmax_scale(self) -> float:
-        return self.scale if self.scale is not None else 1.0 / math.sqrt(self.q.meta["val"].shape[-1])
+    def softmax_scale(self) -> float | None:
+        """None where it is no number of the program."""
+        if self.scale is None:
+            width = known_size(self.q.meta["val"].shape[-1])
+            return None if width is None else 1.0 / math.sqrt(width)
+        return self.scale if isinstance(self.scale, (int, float)) else None
 
 
 def find_sites(graph: Graph) -> list[Site]:
     """Every attention call, in graph order."""
-    found = list(_numbered(_sites(graph)))
-    return found
+    return list(_numbered(_sites(graph)))
 
 
 def _sites(graph: Graph) -> Iterator[Site]:
@@ -141,11 +144,9 @@ def _fused(node: Node) -> Site:
     if args.get("dropout_p"):
         problem = f"dropout_p={args['dropout_p']}: call model.eval() before exporting"
     q, k, v = args["query"], args["key"], args["value"]
-    if q.meta["val"].dim() != 4:
-        problem = f"its query has rank {q.meta['val'].dim()}, not 4 [b h s d]"
+    if (rank := q.meta["val"].dim()) != 4:
+        problem = f"its query has rank {rank}, not 4 [b h s d]"
     problem = problem or _broadcasts(q.meta["val"].shape, k.meta["val"].shape, v.meta["val"].shape)
-    if not isinstance(args.get("scale") or known_size(q.meta["val"].shape[-1]), (int, float)):
-        problem = problem or "its scale is not a number of the program: it changes with an input, or with the width of one"
     return Site(
         name=module_path(node) or node.name,
         kind=FUSED[node.target],  # type: ignore[index]

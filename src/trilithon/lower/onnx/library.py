@@ -13,6 +13,7 @@ from trilithon.errors import InputError
 
 PACKAGES = ("onnx", "onnxscript")  # torch.onnx needs both
 RUNTIME = "onnxruntime"
+OPSETS = (23, 24)
 
 
 def require_onnx() -> None:

@@ -22,7 +22,7 @@ from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.unlift import fake_inputs
 
 FLOAT32 = 1  # onnx.TensorProto.FLOAT
-OPSETS = (23, 24)
+
 LARGE = 1 << 26  # bytes of weights from which on they lie in a file of their own
 
 
