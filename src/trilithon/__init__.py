@@ -29,6 +29,7 @@ if typing.TYPE_CHECKING:
         VerificationFailed,
     )
     from trilithon.lower.native.flex import mask_mod
+    from trilithon.onnx_export import OnnxModel, export_onnx
     from trilithon.options import Options
     from trilithon.prove.verdict import Proof, Verdict
     from trilithon.spec.assumption import Assumption, Input, attention_mask, position_ids
@@ -57,6 +58,7 @@ _HOMES = {
     "errors": "CannotCache CannotLift CannotLower CapacityExceeded CaptureError GuardFailed InputError PassBroke ShapeError"
     " TrilithonError VerificationFailed",
     "lower.native.flex": "mask_mod",
+    "onnx_export": "OnnxModel export_onnx",
     "options": "Options",
     "prove.verdict": "Proof Verdict",
     "spec.assumption": "Assumption Input attention_mask position_ids",
@@ -88,6 +90,7 @@ __all__ = [
     "InputError",
     "LocalWindow",
     "Mask",
+    "OnnxModel",
     "Options",
     "Or",
     "Padding",
@@ -103,6 +106,7 @@ __all__ = [
     "attention_mask",
     "compile",
     "explain",
+    "export_onnx",
     "load",
     "load_model",
     "load_tokenizer",

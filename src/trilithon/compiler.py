@@ -76,16 +76,17 @@ def analyse(
     dynamic_shapes: Any,
     assume: tuple[Assumption, ...],
     options: Options,
+    checked: bool = True,
 ) -> Analysis:
-    """Capture one call, lift and prove each mask, and rewrite the sites that were proved."""
+    """Capture one call, lift and prove each mask, `checked` as in `examine_program`, and rewrite the proved sites."""
     with stage("export"):
         captured = capture(model, example, dynamic_shapes)
     with stage("prove"):
         cache = default_cache() if options.proof_cache else None
-        examined = examine_program(captured.program, assume, options.solver_seconds, cache)
+        examined = examine_program(captured.program, assume, options.solver_seconds, cache, checked=checked)
     proved = canonical_sites(examined)
     with stage("rewrite"):
-        rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program))
+        rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program, checked=checked))
     heads = canonical_heads(rewritten)
     ranges, sites = size_ranges(captured.program), [site_report(e, heads) for e in examined]
     report = Report(
