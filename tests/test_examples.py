@@ -37,6 +37,7 @@ def test_every_example_is_tested_and_short():
 def test_an_example_runs(name, capsys, monkeypatch, tmp_path):
     words = [str(tmp_path / "out")] if name == "build_engine" else []
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    monkeypatch.setattr(torch._dynamo.config, "fake_tensor_cache_enabled", True)  # as PyTorch has it
     torch.compiler.reset()
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     printed = capsys.readouterr().out
