@@ -34,10 +34,10 @@ def test_every_example_is_tested_and_short():
 
 
 @pytest.mark.parametrize("name", SAYS)
+@torch._dynamo.config.patch(fake_tensor_cache_enabled=True)  # as PyTorch has it
 def test_an_example_runs(name, capsys, monkeypatch, tmp_path):
     words = [str(tmp_path / "out")] if name == "build_engine" else []
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
-    monkeypatch.setattr(torch._dynamo.config, "fake_tensor_cache_enabled", True)  # as PyTorch has it
     torch.compiler.reset()
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     printed = capsys.readouterr().out

@@ -98,11 +98,11 @@ class Attend(torch.nn.Module):
 
 @pytest.mark.parametrize("path", WITH_BLOCKS, ids=lambda path: path.relative_to(ROOT).as_posix())
 @pytest.mark.usefixtures("tables", "one_layer")
+@torch._dynamo.config.patch(fake_tensor_cache_enabled=True)  # as PyTorch has it
 def test_every_block_runs(path, model_folder, tmp_path, monkeypatch):
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "model").symlink_to(model_folder)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch._dynamo.config, "fake_tensor_cache_enabled", True)  # as PyTorch has it
     torch.compiler.reset()
     dynamo.register()  # as the entry point of an installed package does
     ran = 0
