@@ -23,7 +23,7 @@ from exports import shared
 from trilithon.capture import export
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
-torch._dynamo.config.fake_tensor_cache_enabled = False  # tiny models: keys of what is kept cost a fifth of an export
+torch._dynamo.config.fake_tensor_cache_enabled = False  # tiny models: keeping costs more than it saves
 
 
 def pytest_collection_finish() -> None:
