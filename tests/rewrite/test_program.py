@@ -182,4 +182,4 @@ def test_an_input_may_be_called_input() -> None:
     lowered = lower(program)
     assert lowered.graph.find_nodes(op="call_function", target=ATTENTION)
     longer = torch.randn(1, 2, 9, 8)
-    torch.testing.assert_close(lowered.module()(input=longer), Model()(longer))
+    torch.testing.assert_close(lowered.module()(longer), Model()(longer))
