@@ -222,6 +222,18 @@ def test_attention_with_a_constant_mask_is_written_out(g, efficient):
     torch.testing.assert_close(gm(*own), want)
 
 
+def test_a_row_without_a_key_gives_zero():
+    def none_for_the_third(_: Any, q: Tensor, k: Tensor) -> Tensor:
+        i, j = places(q, k)
+        return added((j <= i) & (i != 2))
+
+    own = operands()
+    gm = write_out_constant_masks(graph_of(none_for_the_third, own=own, efficient=False))
+    found = gm(*own)
+    torch.testing.assert_close(found, reference(own, none_for_the_third))
+    assert not found[:, :, 2].any() and found.isfinite().all()
+
+
 def grouped(own: Operands) -> GraphModule:
     class Grouped(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -43,11 +43,12 @@ def write_out_constant_masks(gm: GraphModule, settings: Any = None) -> GraphModu
 
 
 def _is_plain(args: dict[str, Any], mask: Node) -> bool:
-    """Are the operands of four axes, of sizes that are numbers, and is there nothing beside them and an added mask?"""
+    """Are the operands of four axes, of sizes that are numbers, and is there nothing beside them, a scale and an added mask?"""
     held = [args[name].meta.get("val") for name in ("query", "key", "value")]
     fixed = all(isinstance(x, Tensor) and x.dim() == 4 and all(isinstance(n, int) for n in x.shape) for x in held)
     added = isinstance(x := mask.meta.get("val"), Tensor) and x.is_floating_point()
-    return fixed and added and not args["is_causal"] and not args.get("dropout_p")
+    scaled = isinstance(args.get("scale"), (int, float, type(None)))
+    return fixed and added and scaled and not args["is_causal"] and not args.get("dropout_p")
 
 
 def _firsts(node: Node) -> list[Node] | None:
@@ -61,7 +62,7 @@ def _firsts(node: Node) -> list[Node] | None:
 def _write_out(gm: GraphModule, node: Node, firsts: list[Node], args: dict[str, Any], mask: Node) -> None:
     q, k, v = args["query"], args["key"], args["value"]
     val: Tensor = q.meta["val"]
-    scale = args.get("scale") or 1.0 / math.sqrt(val.shape[-1])
+    scale = 1.0 / math.sqrt(val.shape[-1]) if args.get("scale") is None else args["scale"]
     with gm.graph.inserting_before(node):
 
         def call(target: Any, *arguments: Any, **more: Any) -> Node:
@@ -74,8 +75,11 @@ def _write_out(gm: GraphModule, node: Node, firsts: list[Node], args: dict[str, 
         k, v = (_repeated(call, x, val.shape[1]) for x in (k, v))
         scores = call(aten.matmul.default, call(aten.mul.Tensor, q, scale), call(aten.permute.default, k, [0, 1, 3, 2]))
         scores = call(aten._to_copy.default, scores, dtype=torch.float32)
-        scores = call(aten.add.Tensor, scores, call(aten._to_copy.default, mask, dtype=torch.float32))
-        weights = call(aten._to_copy.default, call(aten._softmax.default, scores, -1, False), dtype=val.dtype)
+        added = call(aten._to_copy.default, mask, dtype=torch.float32)
+        weights = call(aten._softmax.default, call(aten.add.Tensor, scores, added), -1, False)
+        nothing = call(aten.eq.Scalar, call(aten.amax.default, added, [-1], True), -math.inf)  # a row without a key gives 0
+        zero = call(aten.full.default, [1], 0.0, dtype=torch.float32, device=val.device)
+        weights = call(aten._to_copy.default, call(aten.where.self, nothing, zero, weights), dtype=val.dtype)
         made = call(aten.matmul.default, weights, v)
     for first in firsts:
         first.replace_all_uses_with(made)
