@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from trilithon.passes import bound_arguments
@@ -15,6 +16,8 @@ from trilithon.rewrite.token_model import TokenModel
 
 aten = torch.ops.aten
 HEADS = (aten.linear.default, aten.matmul.default)
+REDUCTIONS = {aten.mean.dim, aten.layer_norm.default, *targets("rms_norm")}
+BY_TOKEN = {*BROADCAST, *REDUCTIONS, aten.linear.default, aten.type_as.default}
 ANY_RANK = {*BROADCAST, *targets("linear layer_norm rms_norm dropout")}
 
 
@@ -23,6 +26,8 @@ def give_logits(model: TokenModel, counts: Node, *, all_logits: bool, one_token:
 
     %logits = linear(%x, %w)   =>   %last = last_tokens(%x, %counts)
                                     %logits = linear(%last, %w)
+
+    The tokens are taken as early as can be: of what the last layer does behind its attention only theirs is needed.
 
     Args:
         one_token: there is one token a row, so that its logits are all logits.
@@ -105,12 +110,69 @@ def _cut(model: TokenModel, counts: Node) -> None:
     x = head.args[0] if head.target in HEADS and len(head.users) == 1 else None
     if isinstance(x, Node) and _is_weight(model, head) and len(_label(model, x).axes) == 3:
         with graph.inserting_before(head):
-            last = graph.call_function(last_tokens, (x, counts))
-        head.args = (last, *head.args[1:])
+            head.args = (_LastTokens(model, counts, head).of(x), *head.args[1:])
         return
     output = graph.output_node()
     with graph.inserting_before(output):
         output.args = (graph.call_function(last_tokens, (model.logits, counts)),)
+
+
+class _LastTokens:
+    """The last tokens of what leads to `head` alone: of what it is made of, where that is done to each token by itself."""
+
+    def __init__(self, model: TokenModel, counts: Node, head: Node) -> None:
+        self.model, self.counts = model, counts
+        self.made: dict[Node, Node] = {}
+        self.alone = {head}  # what nothing is made of but what is made of last tokens now
+        for node in reversed(model.gm.graph.nodes):
+            if node.users and self.alone.issuperset(node.users) and _is_by_token(model, node):
+                self.alone.add(node)
+
+    def of(self, x: Node) -> Node:
+        """Of `x [b s c]`, `[b 1 c]`."""
+        graph = self.model.gm.graph
+        if x in self.made:
+            return self.made[x]
+        if x in self.alone:
+            moved = {n: n if _label(self.model, n).is_fixed else self.of(n) for n in x.all_input_nodes}
+            self.made[x] = graph.node_copy(x, moved.__getitem__)
+            if "val" in x.meta:
+                self.made[x].meta["val"] = x.meta["val"].narrow(1, 0, 1)
+        else:
+            self.made[x] = graph.call_function(last_tokens, (x, self.counts))
+        return self.made[x]
+
+
+def _is_by_token(model: TokenModel, x: Node) -> bool:
+    """Is each token's value made of what other values `[b s c]` have at that token, and of what is the same for all?"""
+    if x.target not in BY_TOKEN or not _has_tokens(model, x) or (x.target in REDUCTIONS and not _is_along_last(x)):
+        return False
+    others = [n for n in x.all_input_nodes if not _has_tokens(model, n)]
+    return len(others) < len(x.all_input_nodes) and all(_is_same_for_all(model, n) for n in others)
+
+
+def _has_tokens(model: TokenModel, x: Node) -> bool:
+    found = model.labels.get(x)
+    return isinstance(found, Label) and not (found.last or found.role) and len(found.axes) == 3 and found.axes[1] == (TOKENS,)
+
+
+def _is_same_for_all(model: TokenModel, x: Node) -> bool:
+    found, held = model.labels.get(x), x.meta.get("val")
+    if not isinstance(found, Label) or not isinstance(held, Tensor):
+        return False
+    return found.is_fixed and (held.dim() < 2 or held.shape[-2] == 1 or _is_matrix(x))
+
+
+def _is_matrix(x: Node) -> bool:
+    """Of products alone: it has no axis that the values' own tokens stand against."""
+    return all(user.target is aten.linear.default and x in user.args[1:] for user in x.users)
+
+
+def _is_along_last(x: Node) -> bool:
+    args = bound_arguments(x)
+    if x.target is aten.mean.dim:
+        return list(args["dim"]) in ([-1], [2]) and args["keepdim"] is True
+    return len(args["normalized_shape"]) == 1
 
 
 def _label(model: TokenModel, node: Node) -> Label:
