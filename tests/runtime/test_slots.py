@@ -1,0 +1,78 @@
+"""Rows that come and go one by one give, at every token, the logits of the model without a cache."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.test_decoder import FAMILIES, ROWS, TOKENS, Rows, compiled, fresh
+from trilithon import caching
+from trilithon.errors import CapacityExceeded
+from trilithon.runtime.slots import Slots
+
+
+def check(rows: Rows, row: int, logits: Any, best: Any) -> None:
+    torch.testing.assert_close(logits, rows.logits(row)[-1], rtol=1e-4, atol=1e-4)
+    assert int(best) == int(logits.argmax())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_schedules(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows begin, end and stay empty at random; two of the families keep rings, which are passed more than once."""
+    monkeypatch.setattr(caching, "LEAST_SLOTS", 16)  # so that it would grow
+    decoder, generator = compiled(family), random.Random(family)
+    slots, rows = Slots(decoder, ROWS), Rows(family)
+    rows.rows = [[] for _ in range(ROWS)]
+    for _ in range(60):
+        for row, held in enumerate(rows.rows):
+            if len(held) >= TOKENS - 1 or (held and generator.random() < 0.1):
+                held.clear()
+                slots.free(row)
+            if not held and generator.random() < 0.3:
+                held.extend(fresh(generator, generator.choice([1, 7, 40, 100])))
+                logits, best = slots.fill(row, torch.tensor([held]))
+                check(rows, row, logits[0], best[0])
+        new = fresh(generator, ROWS)
+        logits, best = slots.step(torch.tensor(new))
+        for row, held in enumerate(rows.rows):
+            if held:
+                held.append(new[row])
+        row = generator.randrange(ROWS)
+        if rows.rows[row]:
+            check(rows, row, logits[row], best[row])
+        assert torch.isfinite(logits).all()  # of empty rows too
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    decoder = compiled("llama-3.2")
+    with pytest.raises(CapacityExceeded, match="4 rows do not fit a cache of 3"):
+        Slots(decoder, 4)
+    slots = Slots(decoder, 2)
+    with pytest.raises(CapacityExceeded, match="121 tokens do not fit a cache of 120"):
+        slots.fill(0, torch.ones(1, TOKENS + 1, dtype=torch.int64))
+
+
+def test_an_empty_row_may_take_part_for_ever() -> None:
+    """It stays where it is, beyond the number of tokens that the cache takes."""
+    decoder, rows = compiled("llama-3.2"), Rows("llama-3.2")
+    slots = Slots(decoder, 2)
+    for _ in range(TOKENS + 5):
+        slots.step(torch.tensor([1, 2]))
+    rows.rows = [[5, 6, 7]]
+    slots.fill(0, torch.tensor(rows.rows))
+    logits, best = slots.step(torch.tensor([8, 9]))
+    rows.rows[0].append(8)
+    check(rows, 0, logits[0], best[0])
+
+
+def test_the_cache_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded of steps is of addresses."""
+    monkeypatch.setattr(caching, "LEAST_SLOTS", 16)
+    slots = Slots(compiled("llama-3.2"), 2)
+    places = [x.data_ptr() for x in slots.decoder.caches]
+    slots.fill(0, torch.ones(1, TOKENS - 10, dtype=torch.int64))
+    slots.step(torch.tensor([1, 1]))
+    assert [x.data_ptr() for x in slots.decoder.caches] == places
