@@ -42,6 +42,11 @@ def read_input(path: Path, most: int | None = None) -> tuple[InputFile, int]:
     return InputFile(size, digest.hexdigest(), last == b"\n"), lines + (last != b"\n")
 
 
+def run_file(output: Path) -> Path:
+    """The file beside an output that says what run it is of."""
+    return output.with_name(f"{output.name}.run.json")
+
+
 class Ledger:
     """The lines that are written, and those to come.
 
@@ -55,14 +60,13 @@ class Ledger:
 
     Attributes:
         done: ids that have been answered.
-        is_new: whether no run was begun here before.
 
     Raises:
         InputError: another run writes there at this moment, or the output is of another one or of no run at all.
     """
 
     def __init__(self, output: Path, settings: Mapping[str, Any], source: Path) -> None:
-        self.output, self.beside = output, output.with_name(f"{output.name}.run.json")
+        self.output, self.beside = output, run_file(output)
         self.done: set[Id] = set()
         self._file = os.open(output, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
@@ -102,7 +106,6 @@ class Ledger:
     def _begin(self, settings: Mapping[str, Any], source: Path) -> None:
         """Find what is done; on the disk stands what this run is, before a line of it does."""
         size, before = os.fstat(self._file).st_size, self._saved()
-        self.is_new = before is None
         if size and before is None:
             raise InputError(
                 f"{self.output} is there already",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from trilithon.batch.jobs import Answer, Job, Refusal, Result, read_jobs
-from trilithon.batch.ledger import Ledger, read_input
+from trilithon.batch.ledger import Ledger, read_input, run_file
 from trilithon.errors import InputError
 
 
@@ -75,13 +75,13 @@ def run(files: Files, settings: Mapping[str, Any], engine: Engine, watch: Callab
         watch: called when counts have changed.
 
     Raises:
-        InputError: see `Ledger`.
+        InputError: see `Ledger`; or there is a file of errors, but no run that wrote it.
     """
+    if files.errors.exists() and not run_file(files.output).exists():
+        raise InputError(f"{files.errors} is there already", why="it is of no batch run", todo="move it, or pass --errors")
     with Ledger(files.output, settings, files.input) as ledger:
         progress = Progress(total=read_input(files.input)[1], before=len(ledger.done))
         watch(progress)
-        if ledger.is_new and files.errors.exists():
-            raise InputError(f"{files.errors} is there already", why="it is of no batch run", todo="move it, or pass --errors")
         with files.input.open("rb") as lines, files.errors.open("w") as errors:
             refused = list[Refusal]()
             for results in _answers(engine, _only_jobs(read_jobs(lines, ledger.done), refused)):

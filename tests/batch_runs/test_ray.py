@@ -1,0 +1,102 @@
+"""Ray's workers on this machine: whatever is killed, each line is answered once, as in one process."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batch_runs.lines import by_id, some_lines, write_lines
+from trilithon import CannotLower, InputError
+from trilithon.batch import ray as engines
+from trilithon.batch.load import Setup
+from trilithon.batch.local import LocalEngine
+from trilithon.batch.ray import Dispatch, RayEngine
+from trilithon.batch.run import Files, Progress, run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # files of Ray's own, which it leaves to the collector
+]
+SETUP = Setup({"max_new_tokens": 12})
+KILLS = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """What Ray's processes find: this source, a slow store where shared memory is small, and nothing of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(engines.__file__).parents[2]))
+        patch.setenv("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(environment: None) -> Iterator[Any]:
+    """Ray with two cores, for the runs of this file."""
+    with engines._connected(None, 2, 0) as ray:
+        yield ray
+
+
+def files_in(folder: Path, lines: list[dict[str, Any]]) -> Files:
+    folder.mkdir(exist_ok=True)
+    return Files(write_lines(folder / "in.jsonl", lines), folder / "out.jsonl", folder / "errors.jsonl")
+
+
+def in_one_process(folder: Path, artefact: Path, lines: list[dict[str, Any]]) -> dict[Any, Any]:
+    files = files_in(folder, lines)
+    run(files, {}, LocalEngine(lambda: SETUP.load(str(artefact), None)), lambda progress: None)
+    return by_id(files.output)
+
+
+class Killer:
+    """Watches a run, and kills its first worker at random moments, each time another process.
+
+    Until the worker has been started anew it holds the run up, which would be done before.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, lines: int) -> None:
+        self.random, self.killed = random.Random(0), list[int]()
+        self.moments = sorted(self.random.sample(range(lines * 9 // 10), KILLS))
+        self.dispatch: Any = None
+        patch.setattr(engines, "Dispatch", self._made)
+
+    def _made(self, *given: Any) -> Dispatch:
+        self.dispatch = Dispatch(*given)
+        return self.dispatch
+
+    def __call__(self, progress: Progress) -> None:
+        if len(self.killed) == KILLS or progress.answered < self.moments[len(self.killed)] or self.dispatch is None:
+            return
+        asked = [reference for reference, call in self.dispatch.calls.items() if call.job is None and call.place == 0]
+        if asked:
+            self.dispatch.ray.wait(asked, timeout=60)
+        elif self.dispatch.pids[0] not in self.killed:
+            time.sleep(self.random.random() / 50)
+            os.kill(self.dispatch.pids[0], signal.SIGKILL)
+            self.killed.append(self.dispatch.pids[0])
+
+
+def test_workers_that_are_killed_lose_and_repeat_nothing(cluster, artefact, tmp_path, monkeypatch):
+    """500 lines, two workers; one of them is killed at five random moments."""
+    lines = some_lines(500)
+    killer = Killer(monkeypatch, len(lines))
+    files = files_in(tmp_path, lines)
+    progress = run(files, {}, RayEngine(SETUP, lambda: str(artefact), None, 2), killer)
+    assert len(killer.killed) == KILLS and killer.dispatch.deaths.total() >= KILLS, "lines were with it"
+    assert progress.answered == 500 and not files.errors.exists()
+    found = by_id(files.output)
+    assert len(found) == 500 and found == in_one_process(tmp_path / "one", artefact, lines)

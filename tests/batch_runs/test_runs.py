@@ -1,0 +1,239 @@
+"""Runs in one process: what is written, gone on with, refused, and what a driver that is killed leaves."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batch_runs.lines import ARGUMENTS, by_id, read_lines, some_lines, write_lines
+from trilithon import InputError, cli
+from trilithon.batch.load import Setup
+from trilithon.batch.local import LocalEngine
+from trilithon.batch.run import Files, Progress, run
+
+SETTINGS = {"model": "x", **Setup(ARGUMENTS).decides()}
+
+
+class Place:
+    """A folder with an input, and runs in it."""
+
+    def __init__(self, folder: Path, llm: Any, lines: list[dict[str, Any]]) -> None:
+        self.llm, self.loads = llm, 0
+        self.files = Files(write_lines(folder / "in.jsonl", lines), folder / "out.jsonl", folder / "errors.jsonl")
+
+    def run(self, settings: dict[str, Any] = SETTINGS, stop_after: int | None = None) -> Progress:
+        """A run, which is broken off when so many lines are answered."""
+
+        def watch(progress: Progress) -> None:
+            if stop_after is not None and progress.answered >= stop_after:
+                raise KeyboardInterrupt
+
+        return run(self.files, settings, LocalEngine(self._worker), watch)
+
+    def _worker(self) -> Any:
+        self.loads += 1
+        return Setup(ARGUMENTS).worker(self.llm, None)
+
+
+def ids_only(count: int) -> list[dict[str, Any]]:
+    return [line for line in some_lines(2 * count) if "input_ids" in line]
+
+
+@pytest.fixture
+def place(tmp_path, llm) -> Place:
+    return Place(tmp_path, llm, ids_only(20))
+
+
+@pytest.fixture
+def whole(tmp_path, llm) -> dict[Any, Any]:
+    """The output of a run that nothing interrupts."""
+    (tmp_path / "whole").mkdir()
+    other = Place(tmp_path / "whole", llm, ids_only(20))
+    assert other.run().answered == 20
+    return by_id(other.files.output)
+
+
+def test_a_run_answers_each_line_once(place, whole):
+    assert next(iter(whole.values())).keys() == {"id", "tokens", "finish"}
+    assert whole.keys() == {line["id"] for line in read_lines(place.files.input)}
+    assert not place.files.errors.exists()
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"id": "line 0', b'{"id": "line 0", "tokens": [5], "finish": "length"}', b"\0" * 40])
+def test_a_run_goes_on_where_it_was_broken_off(place, whole, torn):
+    """The last line was cut off, in the middle or before its end of line."""
+    with pytest.raises(KeyboardInterrupt):
+        place.run(stop_after=7)
+    before = place.files.output.read_bytes()
+    assert 7 <= before.count(b"\n") < 20 and before.endswith(b"\n")
+    place.files.output.write_bytes(before + torn)
+    progress = place.run()
+    assert progress.before == before.count(b"\n") and progress.before + progress.answered == 20
+    assert by_id(place.files.output) == whole
+    assert place.files.output.read_bytes().startswith(before), "what is written stays as it is"
+
+
+def test_a_run_that_is_done_loads_no_model(place):
+    place.run()
+    written = place.files.output.read_bytes()
+    assert place.run() == Progress(total=20, before=20)
+    assert place.loads == 1 and place.files.output.read_bytes() == written
+
+
+def test_lines_may_be_added(place, whole):
+    place.run()
+    with place.files.input.open("a") as file:
+        file.write('{"id": "new", "input_ids": [99]}\n{"input_ids": [99]}')
+    assert place.run().answered == 2
+    found = by_id(place.files.output)
+    assert found.pop("new")["tokens"] == found.pop(22)["tokens"] and found == whole
+    with place.files.input.open("a") as file:
+        file.write("5]}\n")  # of a line that was answered
+    with pytest.raises(InputError, match="was begun with another input"):
+        place.run()
+
+
+def test_a_run_goes_on_with_what_it_began_with(place):
+    place.run()
+    written = place.files.output.read_bytes()
+    with pytest.raises(InputError, match=r"begun with other settings\n.*model was 'x' and is 'y'; seed was 0 and is 1"):
+        place.run(SETTINGS | {"model": "y", "seed": 1})
+    lines = place.files.input.read_text()
+    place.files.input.write_text(lines.replace("line 0", "line x"))
+    with pytest.raises(InputError, match="was begun with another input"):
+        place.run()
+    assert place.files.output.read_bytes() == written
+    place.files.output.unlink()  # from the beginning, with whatever
+    assert place.run(SETTINGS | {"seed": 1}).answered == 20
+
+
+def test_no_file_of_others_is_written_to(place):
+    place.files.output.write_text("precious")
+    with pytest.raises(InputError, match=r"out\.jsonl is there already"):
+        place.run()
+    assert place.files.output.read_text() == "precious"
+    place.files.output.unlink()
+    place.files.errors.write_text("precious")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"errors\.jsonl is there already"):
+            place.run()
+    assert place.files.errors.read_text() == "precious"
+
+
+@pytest.mark.parametrize("line", ["{}", "no JSON", '{"id": "line 0"}\n{"id": "line 0"}'])
+def test_an_output_that_was_changed_is_not_gone_on_with(place, line):
+    place.run(SETTINGS)
+    place.files.output.write_text(line + "\n")
+    with pytest.raises(InputError, match=r"line \d of .* is not as it was written"):
+        place.run()
+    assert place.files.output.read_text() == line + "\n"
+
+
+def test_two_runs_do_not_write_to_one_output(place):
+    with place.files.output.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another run writes to"):
+            place.run()
+
+
+def test_files_must_differ(place):
+    with pytest.raises(InputError, match="must be three files"):
+        Files(place.files.input, place.files.input, place.files.errors)
+    with pytest.raises(InputError, match="there is no file"):
+        Files(place.files.output, place.files.input, place.files.errors)
+    with pytest.raises(InputError, match="there is no folder"):
+        Files(place.files.input, place.files.output.parent / "none" / "x", place.files.errors)
+
+
+def test_bad_lines_are_told_with_number_and_reason(place):
+    good = place.files.input.read_text().splitlines()
+    bad = {
+        3: "{",
+        5: '{"id": "b"}',
+        8: good[0],
+        11: '{"id": "long", "input_ids": [7], "max_new_tokens": 96}',
+        14: '{"prompt": "x"}',
+    }
+    for number, line in bad.items():
+        good.insert(number - 1, line)
+    place.files.input.write_text("\n".join(good))
+    for again in range(2):  # they are told in each run, and never twice
+        progress = place.run()
+        assert (progress.answered, progress.refused, progress.total) == (0 if again else 20, 5, 25)
+        refused = {line["line"]: line for line in read_lines(place.files.errors)}
+        assert len(read_lines(place.files.errors)) == 5 and refused.keys() == bad.keys()
+        assert refused[5] == {"line": 5, "id": "b", "reason": "it has neither prompt nor input_ids"}
+        assert "do not fit: 1 tokens too many" in refused[11]["reason"] and "no tokenizer" in refused[14]["reason"]
+        assert 'an earlier line has the id "line 0" too' == refused[8]["reason"]
+    assert len(by_id(place.files.output)) == 20
+
+
+# ------------------------------------------------------------ the command line
+
+
+def command(artefact: Path, folder: Path, *more: str) -> list[str]:
+    words = ["batch", "--model", str(artefact), "--input", str(folder / "in.jsonl"), "--output", str(folder / "out.jsonl")]
+    return [*words, "--max-new-tokens", "12", *more]
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["trilithon", *words])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return int(exit.value.code or 0)
+
+
+def test_the_command_writes_text_and_tokens(artefact, tmp_path, monkeypatch, capsys):
+    write_lines(tmp_path / "in.jsonl", [*some_lines(6), {"id": "bad"}])
+    assert run_here(monkeypatch, *command(artefact, tmp_path)) == 0
+    out, err = capsys.readouterr()
+    assert "6 of 7 lines are answered" in out and "1 were refused" in out and "out.jsonl.errors.jsonl says why" in out
+    assert "7/7 lines" in err and "tokens/s" in err
+    found = by_id(tmp_path / "out.jsonl")
+    assert found.keys() == {f"line {n}" for n in range(6)} and all("text" in line for line in found.values())
+    assert run_here(monkeypatch, *command(artefact, tmp_path, "--seed", "5")) == 1
+    assert "was begun with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--engine", "spark"), "unknown engine 'spark'"),
+        (("--workers", "2"), "--workers and --address are of the engine ray"),
+        (("--dtype", "float16"), "--dtype was given with a compiled model"),
+    ],
+)
+def test_the_command_refuses(artefact, tmp_path, monkeypatch, capsys, more, said):
+    write_lines(tmp_path / "in.jsonl", some_lines(1))
+    assert run_here(monkeypatch, *command(artefact, tmp_path, *more)) == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_driver_that_is_killed_loses_and_repeats_nothing(artefact, tmp_path, monkeypatch):
+    """SIGKILL once some lines are written; then the same command."""
+    lines = [line | {"max_new_tokens": 30} for line in some_lines(80)]
+    write_lines(tmp_path / "in.jsonl", lines)
+    words = [sys.executable, "-c", "from trilithon.cli import main; main()", *command(artefact, tmp_path)]
+    output = tmp_path / "out.jsonl"
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        while driver.poll() is None and not (output.exists() and output.stat().st_size > 4000):
+            time.sleep(0.002)
+        os.kill(driver.pid, signal.SIGKILL)
+    before = output.read_bytes()
+    assert 0 < before.count(b"\n") < 80
+    assert run_here(monkeypatch, *command(artefact, tmp_path)) == 0
+    assert output.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    (tmp_path / "whole").mkdir()
+    write_lines(tmp_path / "whole" / "in.jsonl", lines)
+    assert run_here(monkeypatch, *command(artefact, tmp_path / "whole")) == 0
+    assert by_id(output) == by_id(tmp_path / "whole" / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl.run.json").read_text())["settings"]["seed"] == 0
