@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batch_runs.lines import by_id, some_lines, write_lines
-from trilithon import CannotLower, InputError
 from trilithon.batch import ray as engines
 from trilithon.batch.load import Setup
 from trilithon.batch.local import LocalEngine
@@ -23,12 +23,24 @@ from trilithon.batch.ray import Dispatch, RayEngine
 from trilithon.batch.run import Files, Progress, run
 
 pytestmark = [
+    pytest.mark.timeout(300),  # a worker takes seconds to start, and seven are
     pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # files of Ray's own, which it leaves to the collector
 ]
 SETUP = Setup({"max_new_tokens": 12})
 KILLS = 5
+DRIVER = """
+import sys
+from pathlib import Path
+from trilithon.batch.load import Setup
+from trilithon.batch.ray import RayEngine
+from trilithon.batch.run import Files, run
+
+artefact, *files = sys.argv[1:]
+engine = RayEngine(Setup({"max_new_tokens": 12}), lambda: artefact, None, 1)
+run(Files(*map(Path, files)), {}, engine, lambda progress: None)
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,3 +112,43 @@ def test_workers_that_are_killed_lose_and_repeat_nothing(cluster, artefact, tmp_
     assert progress.answered == 500 and not files.errors.exists()
     found = by_id(files.output)
     assert len(found) == 500 and found == in_one_process(tmp_path / "one", artefact, lines)
+
+
+def workers_below(ancestor: int) -> list[Path]:
+    """Processes of Ray's workers that it started, itself or by others."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    below = {ancestor}
+    for _ in range(5):
+        below |= {pid for pid, parent in parents.items() if parent in below}
+    return [process for pid in below if is_worker(process := Path("/proc") / str(pid))]
+
+
+def is_worker(process: Path) -> bool:
+    with suppress(OSError):
+        return (process / "cmdline").read_bytes().startswith(b"ray::RayWorker")
+    return False
+
+
+def test_a_driver_that_is_killed_leaves_no_worker_and_its_run_is_gone_on_with(artefact, tmp_path):
+    """SIGKILL once some lines are written; then the same run in one process."""
+    lines = [line | {"max_new_tokens": 30} for line in some_lines(60)]
+    files = files_in(tmp_path, lines)
+    words = [sys.executable, "-c", DRIVER, str(artefact), *map(str, (files.input, files.output, files.errors))]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        while driver.poll() is None and not (files.output.exists() and files.output.stat().st_size > 2000):
+            time.sleep(0.002)
+        workers = workers_below(driver.pid)
+        os.kill(driver.pid, signal.SIGKILL)
+    before = files.output.read_bytes()
+    assert 0 < before.count(b"\n") < 60
+    progress = run(files, {}, LocalEngine(lambda: SETUP.load(str(artefact), None)), lambda progress: None)
+    assert progress.before == before.count(b"\n") and progress.before + progress.answered == 60
+    assert files.output.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    assert by_id(files.output) == in_one_process(tmp_path / "one", artefact, lines)
+    until = time.monotonic() + 60
+    while any(map(is_worker, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(workers) == 1 and not is_worker(workers[0])
