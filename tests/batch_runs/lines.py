@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from trilithon import cli
 
 ROWS, TOKENS = 4, 96
 ARGUMENTS = {"max_new_tokens": 12}  # of lines that do not say
@@ -39,3 +44,15 @@ def by_id(path: Path) -> dict[Any, dict[str, Any]]:
     found = {line["id"]: line for line in lines}
     assert len(found) == len(lines), "an id stands there twice"
     return found
+
+
+def command(artefact: Path, folder: Path, *more: str) -> list[str]:
+    words = ["batch", "--model", str(artefact), "--input", str(folder / "in.jsonl"), "--output", str(folder / "out.jsonl")]
+    return [*words, "--max-new-tokens", "12", *more]
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["trilithon", *words])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return int(exit.value.code or 0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from batch_runs.lines import by_id, some_lines, write_lines
+from batch_runs.lines import by_id, command, run_here, some_lines, write_lines
 from trilithon.batch import ray as engines
 from trilithon.batch.load import Setup
 from trilithon.batch.local import LocalEngine
@@ -30,17 +30,6 @@ pytestmark = [
 ]
 SETUP = Setup({"max_new_tokens": 12})
 KILLS = 5
-DRIVER = """
-import sys
-from pathlib import Path
-from trilithon.batch.load import Setup
-from trilithon.batch.ray import RayEngine
-from trilithon.batch.run import Files, run
-
-artefact, *files = sys.argv[1:]
-engine = RayEngine(Setup({"max_new_tokens": 12}), lambda: artefact, None, 1)
-run(Files(*map(Path, files)), {}, engine, lambda progress: None)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,22 +121,22 @@ def is_worker(process: Path) -> bool:
     return False
 
 
-def test_a_driver_that_is_killed_leaves_no_worker_and_its_run_is_gone_on_with(artefact, tmp_path):
-    """SIGKILL once some lines are written; then the same run in one process."""
+def test_a_driver_that_is_killed_leaves_no_worker_and_its_run_is_gone_on_with(artefact, tmp_path, monkeypatch):
+    """SIGKILL once some lines are written; then the same command, in one process."""
     lines = [line | {"max_new_tokens": 30} for line in some_lines(60)]
-    files = files_in(tmp_path, lines)
-    words = [sys.executable, "-c", DRIVER, str(artefact), *map(str, (files.input, files.output, files.errors))]
+    write_lines(tmp_path / "in.jsonl", lines)
+    output = tmp_path / "out.jsonl"
+    words = [sys.executable, "-c", "from trilithon.cli import main; main()", *command(artefact, tmp_path, "--engine", "ray")]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        while driver.poll() is None and not (files.output.exists() and files.output.stat().st_size > 2000):
+        while driver.poll() is None and not (output.exists() and output.stat().st_size > 2000):
             time.sleep(0.002)
         workers = workers_below(driver.pid)
         os.kill(driver.pid, signal.SIGKILL)
-    before = files.output.read_bytes()
+    before = output.read_bytes()
     assert 0 < before.count(b"\n") < 60
-    progress = run(files, {}, LocalEngine(lambda: SETUP.load(str(artefact), None)), lambda progress: None)
-    assert progress.before == before.count(b"\n") and progress.before + progress.answered == 60
-    assert files.output.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
-    assert by_id(files.output) == in_one_process(tmp_path / "one", artefact, lines)
+    assert run_here(monkeypatch, *command(artefact, tmp_path)) == 0
+    assert output.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    assert by_id(output) == in_one_process(tmp_path / "one", artefact, lines)
     until = time.monotonic() + 60
     while any(map(is_worker, workers)) and time.monotonic() < until:
         time.sleep(0.1)

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batch_runs.lines import ARGUMENTS, by_id, read_lines, some_lines, write_lines
-from trilithon import InputError, cli
+from batch_runs.lines import ARGUMENTS, by_id, command, read_lines, run_here, some_lines, write_lines
+from trilithon import InputError
 from trilithon.batch.load import Setup
 from trilithon.batch.local import LocalEngine
 from trilithon.batch.run import Files, Progress, run
@@ -180,18 +174,6 @@ def test_bad_lines_are_told_with_number_and_reason(place):
 # ------------------------------------------------------------ the command line
 
 
-def command(artefact: Path, folder: Path, *more: str) -> list[str]:
-    words = ["batch", "--model", str(artefact), "--input", str(folder / "in.jsonl"), "--output", str(folder / "out.jsonl")]
-    return [*words, "--max-new-tokens", "12", *more]
-
-
-def run_here(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["trilithon", *words])
-    with pytest.raises(SystemExit) as exit:
-        cli.main()
-    return int(exit.value.code or 0)
-
-
 def test_the_command_writes_text_and_tokens(artefact, tmp_path, monkeypatch, capsys):
     write_lines(tmp_path / "in.jsonl", [*some_lines(6), {"id": "bad"}])
     assert run_here(monkeypatch, *command(artefact, tmp_path)) == 0
@@ -216,24 +198,3 @@ def test_the_command_refuses(artefact, tmp_path, monkeypatch, capsys, more, said
     write_lines(tmp_path / "in.jsonl", some_lines(1))
     assert run_here(monkeypatch, *command(artefact, tmp_path, *more)) == 1
     assert said in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
-
-
-def test_a_driver_that_is_killed_loses_and_repeats_nothing(artefact, tmp_path, monkeypatch):
-    """SIGKILL once some lines are written; then the same command."""
-    lines = [line | {"max_new_tokens": 30} for line in some_lines(80)]
-    write_lines(tmp_path / "in.jsonl", lines)
-    words = [sys.executable, "-c", "from trilithon.cli import main; main()", *command(artefact, tmp_path)]
-    output = tmp_path / "out.jsonl"
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        while driver.poll() is None and not (output.exists() and output.stat().st_size > 4000):
-            time.sleep(0.002)
-        os.kill(driver.pid, signal.SIGKILL)
-    before = output.read_bytes()
-    assert 0 < before.count(b"\n") < 80
-    assert run_here(monkeypatch, *command(artefact, tmp_path)) == 0
-    assert output.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
-    (tmp_path / "whole").mkdir()
-    write_lines(tmp_path / "whole" / "in.jsonl", lines)
-    assert run_here(monkeypatch, *command(artefact, tmp_path / "whole")) == 0
-    assert by_id(output) == by_id(tmp_path / "whole" / "out.jsonl")
-    assert json.loads((tmp_path / "out.jsonl.run.json").read_text())["settings"]["seed"] == 0
