@@ -13,7 +13,7 @@ import pytest
 from trilithon import CannotLower, InputError
 from trilithon.batch.jobs import Answer, Job
 from trilithon.batch.load import Setup
-from trilithon.batch.ray import MOST_DEATHS, Dispatch, RayEngine, RayWorker
+from trilithon.batch.ray import MOST_DEATHS, Dispatch, RayEngine, RayWorker, _connect
 from trilithon.errors import TrilithonError
 
 
@@ -184,6 +184,14 @@ def test_without_ray_it_is_named(monkeypatch):
     engine = RayEngine(Setup({}), lambda: pytest.fail("no model is compiled for nothing"), None, 1)
     with pytest.raises(CannotLower, match=r"cannot use the engine ray\n.*not installed.*\n.*trilithon\[ray\]"):
         next(engine.answers(iter(jobs(1))))
+
+
+def test_a_cluster_that_is_not_there_is_named():
+    def init(address: str, log_to_driver: bool) -> None:
+        raise ConnectionError(f"nobody listens at {address}")
+
+    with pytest.raises(InputError, match="cannot reach the Ray cluster here:1\n.*nobody listens at here:1"):
+        _connect(SimpleNamespace(init=init), "here:1")
 
 
 # ------------------------------------------------------------ a worker

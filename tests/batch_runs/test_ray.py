@@ -16,18 +16,14 @@ from typing import Any
 import pytest
 
 from batch_runs.lines import by_id, command, run_here, some_lines, write_lines
+from trilithon import InputError
 from trilithon.batch import ray as engines
 from trilithon.batch.load import Setup
 from trilithon.batch.local import LocalEngine
 from trilithon.batch.ray import Dispatch, RayEngine
 from trilithon.batch.run import Files, Progress, run
 
-pytestmark = [
-    pytest.mark.timeout(300),  # a worker takes seconds to start, and seven are
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # files of Ray's own, which it leaves to the collector
-]
+pytestmark = pytest.mark.timeout(300)  # a worker takes seconds to start, and eight are
 SETUP = Setup({"max_new_tokens": 12})
 KILLS = 5
 
@@ -40,7 +36,6 @@ def environment() -> Iterator[None]:
         patch.setenv("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
 
@@ -101,6 +96,12 @@ def test_workers_that_are_killed_lose_and_repeat_nothing(cluster, artefact, tmp_
     assert progress.answered == 500 and not files.errors.exists()
     found = by_id(files.output)
     assert len(found) == 500 and found == in_one_process(tmp_path / "one", artefact, lines)
+
+
+def test_one_machine_has_as_many_gpus_as_it_has(cluster):
+    engines._check_gpus(cluster, 0)
+    with pytest.raises(InputError, match="1000 workers need a GPU each, and Ray finds"):
+        engines._check_gpus(cluster, 1000)
 
 
 def workers_below(ancestor: int) -> list[Path]:

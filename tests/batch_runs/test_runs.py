@@ -13,6 +13,7 @@ from trilithon import InputError
 from trilithon.batch.load import Setup
 from trilithon.batch.local import LocalEngine
 from trilithon.batch.run import Files, Progress, run
+from trilithon.cli.batch_model import BatchModel
 
 SETTINGS = {"model": "x", **Setup(ARGUMENTS).decides()}
 
@@ -198,3 +199,15 @@ def test_the_command_refuses(artefact, tmp_path, monkeypatch, capsys, more, said
     write_lines(tmp_path / "in.jsonl", some_lines(1))
     assert run_here(monkeypatch, *command(artefact, tmp_path, *more)) == 1
     assert said in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_model_is_compiled_for_the_run_and_for_workers_saved_once(llm, tmp_path, monkeypatch):
+    made = list[BatchModel]()
+    monkeypatch.setattr(BatchModel, "_compiled", lambda self: made.append(self) or llm)
+    model = BatchModel("byte-llama", "eager", layers=2, rows=4)
+    assert model.worker(Setup(ARGUMENTS)).tokenizer is not None
+    folder = model.folder(tmp_path / "out.jsonl")
+    assert model.folder(tmp_path / "out.jsonl") == folder and len(made) == 2
+    assert Setup(ARGUMENTS).load(folder, None).tokenizer is not None
+    other = BatchModel("byte-llama", "eager", layers=1, rows=4)
+    assert other.folder(tmp_path / "out.jsonl") != folder and other.identity() != model.identity()

@@ -235,20 +235,34 @@ def _connected(address: str | None, workers: int, gpus: int) -> Iterator[Any]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        try:
-            ray.init(address=address, log_to_driver=False)
-        except ConnectionError as error:
-            raise InputError(
-                f"cannot reach the Ray cluster {address}", why=str(error), todo="start it with ray start"
-            ) from error
+        _connect(ray, address)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
-        size = {"num_cpus": workers, "num_gpus": workers * gpus, "object_store_memory": STORE_BYTES}
+        size = {"num_cpus": workers, "object_store_memory": STORE_BYTES}
         ray.init(address="local", include_dashboard=False, log_to_driver=False, **size)
     try:
+        if not address:
+            _check_gpus(ray, workers * gpus)
         yield ray
     finally:
         ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except ConnectionError as error:
+        todo = "start it with ray start, or leave --address and $RAY_ADDRESS out"
+        raise InputError(f"cannot reach the Ray cluster {address}", why=str(error), todo=todo) from error
+
+
+def _check_gpus(ray: Any, wanted: int) -> None:
+    """A cluster may grow; on one machine a worker without a GPU would be waited for in vain."""
+    found = int(ray.cluster_resources().get("GPU", 0))
+    if wanted > found:
+        raise InputError(
+            f"{wanted} workers need a GPU each, and Ray finds {found} here", todo="pass fewer --workers, or --address"
+        )
 
 
 def _library() -> Any:
