@@ -190,7 +190,7 @@ def test_a_cluster_that_is_not_there_is_named():
     def init(address: str, log_to_driver: bool) -> None:
         raise ConnectionError(f"nobody listens at {address}")
 
-    with pytest.raises(InputError, match="cannot reach the Ray cluster here:1\n.*nobody listens at here:1"):
+    with pytest.raises(InputError, match=r"cannot reach the Ray cluster here:1\n.*nobody listens at here:1"):
         _connect(SimpleNamespace(init=init), "here:1")
 
 
