@@ -13,7 +13,7 @@ import pytest
 from trilithon import CannotLower, InputError
 from trilithon.batch.jobs import Answer, Job
 from trilithon.batch.load import Setup
-from trilithon.batch.ray import MOST_DEATHS, Dispatch, RayEngine, RayWorker, _connect
+from trilithon.batch.ray import MOST_DEATHS, Dispatch, RayEngine, RayWorker, _check_gpus, _connect
 from trilithon.errors import TrilithonError
 
 
@@ -192,6 +192,13 @@ def test_a_cluster_that_is_not_there_is_named():
 
     with pytest.raises(InputError, match=r"cannot reach the Ray cluster here:1\n.*nobody listens at here:1"):
         _connect(SimpleNamespace(init=init), "here:1")
+
+
+def test_one_machine_has_as_many_gpus_as_it_has():
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0, "GPU": 2.0})
+    _check_gpus(ray, 2)
+    with pytest.raises(InputError, match="3 workers need a GPU each, and Ray finds 2 here"):
+        _check_gpus(ray, 3)
 
 
 # ------------------------------------------------------------ a worker

@@ -57,11 +57,12 @@ class RayEngine:
         with _connected(self.address, self.workers, gpus) as ray:
             remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(RayWorker)
             actors = [remote.remote(self.setup, folder, self.device) for _ in range(self.workers)]
+            dispatch = Dispatch(ray, actors, jobs)
             try:
-                yield from Dispatch(ray, actors, jobs).answers()
-            finally:
-                for actor in actors:
-                    ray.kill(actor)
+                yield from dispatch.answers()
+            finally:  # those that are still to come end by themselves, with the last reference to them
+                for place in dispatch.pids:
+                    ray.kill(actors[place])
 
 
 class RayWorker:
@@ -238,6 +239,7 @@ def _connected(address: str | None, workers: int, gpus: int) -> Iterator[Any]:
         _connect(ray, address)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+        os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")  # of a container with little shared memory
         size = {"num_cpus": workers, "object_store_memory": STORE_BYTES}
         ray.init(address="local", include_dashboard=False, log_to_driver=False, **size)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -112,11 +113,16 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("lines  {task.fields[rate]}"))
     with Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, rate="")
+        task, began = bar.add_task("", total=None, rate=""), list[tuple[float, int]]()
 
         def watch(progress: Progress) -> None:
-            seconds = bar.tasks[0].elapsed or 0.0
-            rate = f"{progress.tokens / seconds:,.0f} tokens/s" if progress.tokens and seconds else ""
+            if progress.tokens and not began:  # to load the model is no part of the speed
+                began.append((monotonic(), progress.tokens))
+            rate = _rate(monotonic() - began[0][0], progress.tokens - began[0][1]) if began else ""
             bar.update(task, total=progress.total, completed=progress.done, rate=rate)
 
         yield watch
+
+
+def _rate(seconds: float, tokens: int) -> str:
+    return f"{tokens / seconds:,.0f} tokens/s" if tokens and seconds else ""
