@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from runtime.test_decoder import FAMILIES, ROWS, TOKENS, Rows, compiled, fresh
 from trilithon import caching
@@ -76,3 +77,41 @@ def test_the_cache_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     slots.fill(0, torch.ones(1, TOKENS - 10, dtype=torch.int64))
     slots.step(torch.tensor([1, 1]))
     assert [x.data_ptr() for x in slots.decoder.caches] == places
+
+
+def test_prompts_that_are_replayed_are_padded_to_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU; and they are always of the same tensors."""
+    sizes, places = list[tuple[int, ...]](), set[tuple[int, ...]]()
+
+    def graphs(prefill: Any) -> Any:
+        def run(tokens: Tensor, start: Tensor, counts: Tensor, *caches: Tensor) -> Tensor:
+            sizes.append(tuple(tokens.shape))
+            places.add(tuple(x.data_ptr() for x in caches))
+            return prefill(tokens, start, counts, *caches)
+
+        return run
+
+    monkeypatch.setattr("trilithon.runtime.slots.PromptGraphs", graphs)
+    decoder, rows = compiled("gemma3"), Rows("gemma3")
+    decoder.prompts = graphs(decoder.modules.prefill)
+    slots = Slots(decoder, 2)
+    rows.rows = [[5] * 3 + [6], [7] * 66]
+    for row, held in enumerate(rows.rows):
+        logits, best = slots.fill(row, torch.tensor([held]))
+        check(rows, row, logits[0], best[0])
+    assert sizes == [(1, 64), (1, 66)] and len(places) == 1, "128 would not fit"
+    logits, best = slots.step(torch.tensor([8, 9]))
+    for row, token in enumerate([8, 9]):
+        rows.rows[row].append(token)
+        check(rows, row, logits[row], best[row])
+
+
+def test_rows_of_8_bits_hold_their_scales() -> None:
+    decoder = compiled("llama-3.2", cache_dtype="int8")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    decoder.prefill(ids, torch.tensor([0]))
+    wanted = decoder.decode(torch.tensor([9])).clone()
+    slots = Slots(decoder, ROWS)
+    slots.fill(2, ids)
+    logits, _ = slots.step(torch.tensor([1, 1, 9]))
+    torch.testing.assert_close(logits[2:], wanted, rtol=1e-4, atol=1e-4)

@@ -239,7 +239,6 @@ def _connected(address: str | None, workers: int, gpus: int) -> Iterator[Any]:
         _connect(ray, address)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
-        os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")  # of a container with little shared memory
         size = {"num_cpus": workers, "object_store_memory": STORE_BYTES}
         ray.init(address="local", include_dashboard=False, log_to_driver=False, **size)
     try:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trilithon.errors import CapacityExceeded
 from trilithon.runtime.decoder import CachedDecoder
-from trilithon.runtime.prompt import bucket
+from trilithon.runtime.prompt import PromptGraphs, bucket
 from trilithon.runtime.step import Step
 
 
@@ -15,9 +15,11 @@ class Slots:
     """Rows of a cache, each of which holds a text of its own or is empty.
 
     A row counts its own tokens from 0, and its mask keeps out of sight what stands behind them. So a prompt is taken in by the
-    program of prompts, run on one row of the cache, as it would be run on a cache of one row; and a step is the program of
-    steps on all rows. An empty row takes part in each step as a text of one token, which nobody reads. All of the cache is
-    allocated at once.
+    program of prompts over a cache of one row, and what that then holds is copied to the row; and a step is the program of
+    steps on all rows. An empty row takes part in each step as a text of one token, which nobody reads.
+
+    All of the cache is allocated at once, and one row more: a row's place within the cache may be no address that an engine
+    takes (TensorRT wants multiples of 256), nor one that a CUDA graph of a prompt has recorded.
 
     Args:
         decoder: nobody else may use it in the meantime; it has no context.
@@ -38,13 +40,16 @@ class Slots:
             tokens = torch.zeros(rows, 1, dtype=torch.int64, device=decoder.device)
             self._step = Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]))
             self._taken = torch.zeros_like(tokens[:, 0])
+            self._alone = [torch.zeros_like(x[:1]) for x in decoder.caches]
+        prefill = decoder.modules.prefill
+        self._prefill = prefill if decoder.prompts is None else PromptGraphs(prefill)
 
     @torch.no_grad()
     def fill(self, row: int, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Take a prompt `[1 s]` into a row, whatever that held; the other rows stay as they are.
 
         Returns:
-            The logits `[1 v]` behind its last token, and the token `[1]` of the highest.
+            The logits `[1 v]` behind its last token, and the token `[1]` of the highest; valid until the next prompt.
 
         Raises:
             CapacityExceeded: more tokens than a row can hold.
@@ -55,7 +60,10 @@ class Slots:
         width = s if decoder.prompts is None else bucket(s, decoder.cache_tokens)
         tokens = torch.nn.functional.pad(input_ids, (0, width - s))  # behind the prompt, where no token sees it
         counts = torch.full((1,), s, dtype=torch.int64, device=decoder.device)
-        logits = decoder.modules.prefill(tokens, torch.zeros_like(counts), counts, *(x[row : row + 1] for x in decoder.caches))
+        logits = self._prefill(tokens, torch.zeros_like(counts), counts, *self._alone)
+        for cache, made in zip(decoder.caches, self._alone, strict=True):
+            used = min(s, cache.shape[2])
+            cache[row, :, :used].copy_(made[0, :, :used])
         self._step.start[row], self._taken[row] = s, 1
         return logits[:, -1], logits[:, -1].argmax(-1)
 
