@@ -16,7 +16,7 @@ from trilithon import Compiled, Options
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two narrow layers over bytes that stops now and then, with random weights, and a tokenizer."""
     model = tiny_llama(vocab_size=259, max_position_embeddings=TOKENS, eos_token_id=257, pad_token_id=258)
-    llm = trilithon.compile(model, max_tokens=TOKENS, backend="eager", options=Options(max_batch=ROWS))
+    llm = trilithon.compile(model, max_tokens=TOKENS, backend="native", options=Options(max_batch=ROWS))
     return llm.save(tmp_path_factory.mktemp("model") / "artefact", trilithon.load_tokenizer("byte-llama"))
 
 

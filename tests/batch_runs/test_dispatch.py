@@ -11,19 +11,28 @@ from typing import Any
 import pytest
 
 from trilithon import CannotLower, InputError
-from trilithon.batch.jobs import Answer, Job
+from trilithon.batch.dispatch import ALONE, MOST_DEATHS, Dispatch
+from trilithon.batch.jobs import Answer, Job, Refusal
 from trilithon.batch.load import Setup
-from trilithon.batch.ray import MOST_DEATHS, Dispatch, RayEngine, RayWorker, _check_gpus, _connect
+from trilithon.batch.ray import RayEngine, RayWorker, _check_gpus, _connect
 from trilithon.errors import TrilithonError
 
 
-class RayTaskError(Exception):
+class RayError(Exception):
+    pass
+
+
+class RayTaskError(RayError):
     def __init__(self, cause: Exception) -> None:
         self.cause = cause
 
 
-class RayActorError(Exception):
+class RayActorError(RayError):
     pass
+
+
+class OutOfMemoryError(RayError):
+    """What Ray says of a worker that it killed for its memory, and of an answer that was lost with its machine."""
 
 
 class Reference:
@@ -59,7 +68,7 @@ class FakeActor:
 class FakeRay:
     """Of Ray what `Dispatch` calls."""
 
-    exceptions = SimpleNamespace(RayTaskError=RayTaskError, RayActorError=RayActorError)
+    exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
     def __init__(self, *actors: FakeActor) -> None:
         self.actors = actors
@@ -113,7 +122,8 @@ def test_a_worker_holds_twice_as_many_lines_as_it_has_rows():
 class Dying:
     """Its first process dies with four calls, of which `late` say so only when the next process is ready."""
 
-    def __init__(self, late: int) -> None:
+    def __init__(self, late: int, error: RayError) -> None:
+        self.error = error
         self.pid, self.left, self.late = 1, 4 - late, list[Job]()
 
     def __call__(self, job: Job | None) -> Any:
@@ -123,17 +133,18 @@ class Dying:
         if self.pid > 2:
             is_late = any(job is other for other in self.late)
             self.late = [other for other in self.late if other is not job]
-            return RayActorError() if is_late else answer(job)
+            return self.error if is_late else answer(job)
         if self.left:
             self.left -= 1
-            return RayActorError()
+            return self.error
         self.late.append(job)
         return None
 
 
+@pytest.mark.parametrize("error", [RayActorError(), OutOfMemoryError(), RayTaskError(ZeroDivisionError())], ids=type)
 @pytest.mark.parametrize("late", [0, 3])
-def test_the_lines_of_a_worker_that_died_are_answered_and_it_is_asked_once(late):
-    actor = FakeActor(Dying(late))
+def test_the_lines_of_a_worker_that_died_or_failed_are_answered_and_it_is_asked_once(late, error):
+    actor = FakeActor(Dying(late, error))
     assert answered([actor], jobs(30)) == list(range(1, 31))
     assert actor.asked == 2 and len(actor.calls) == 2 + 4 + 30
 
@@ -152,11 +163,34 @@ def test_a_worker_that_never_comes_back_is_not_waited_for():
     assert answered(actors, jobs(30)) == list(range(1, 31))
 
 
-def test_a_line_that_kills_every_worker_ends_the_run():
+def test_a_line_that_kills_every_worker_is_refused_and_the_others_are_answered():
+    """In the end it is alone, so that no other line is taken for the one."""
+    pids, beside = iter(range(1000)), list[set[int]]()
+
+    class Killed(FakeActor):
+        def go_on(self) -> None:
+            waiting = [(reference, job) for reference, job in self.calls if reference.outcome is None]
+            lines = {job.line for _, job in waiting if job}
+            if 3 in lines:
+                beside.append(lines - {3})
+            for reference, job in waiting:
+                reference.outcome = RayActorError("it is gone") if 3 in lines and job else self.play(job)
+
+    actors = [Killed(lambda job: (2, next(pids)) if job is None else answer(job)) for _ in range(2)]
+    results = [x for ended in Dispatch(FakeRay(*actors), actors, iter(jobs(30))).answers() for x in ended]
+    assert sorted(x.line for x in results) == list(range(1, 31))
+    assert [x for x in results if isinstance(x, Refusal)] == [results[-1]]
+    assert results[-1] == Refusal(3, 3, f"{MOST_DEATHS + 1} workers died while they held it; RayActorError: it is gone")
+    assert [bool(x) for x in beside] == [True] * ALONE + [False] * (MOST_DEATHS + 1 - ALONE)
+
+
+def test_workers_that_die_with_whatever_they_hold_end_the_run():
     pids = iter(range(1000))
-    actors = [FakeActor(lambda job: (1, next(pids)) if job is None else RayActorError()) for _ in range(2)]
-    with pytest.raises(TrilithonError, match=f"line . cannot be answered\n.*{MOST_DEATHS + 1} workers died while they held it"):
-        answered(actors, jobs(3))
+    failed = RayTaskError(ZeroDivisionError("by zero"))
+    actors = [FakeActor(lambda job: (1, next(pids)) if job is None else failed) for _ in range(2)]
+    with pytest.raises(TrilithonError, match=r"a worker failed\n.*ZeroDivisionError: by zero"):
+        answered(actors, jobs(10_000))
+    assert next(pids) < 20
 
 
 @pytest.mark.parametrize(
@@ -229,3 +263,18 @@ def test_a_worker_that_fails_tells_all_who_wait(worker, monkeypatch):
 
     found = asyncio.run(calls())
     assert len(found) == 10 and all(isinstance(x, ZeroDivisionError) for x in found)
+
+
+def test_a_worker_that_failed_ends_so_that_ray_starts_it_anew(worker, monkeypatch):
+    ended = list[int]()
+    monkeypatch.setattr("os._exit", ended.append)
+
+    async def calls() -> None:
+        await worker.ready()
+        monkeypatch.setattr("trilithon.batch.worker.Worker.step", lambda self: 1 / 0)
+        await asyncio.gather(worker.answer(jobs(1)[0]), return_exceptions=True)
+        assert not ended
+        await worker.ready()
+
+    asyncio.run(calls())
+    assert ended == [1]

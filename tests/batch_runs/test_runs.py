@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import pytest
 
 from batch_runs.lines import ARGUMENTS, by_id, command, read_lines, run_here, some_lines, write_lines
 from trilithon import InputError
+from trilithon.batch import ledger
+from trilithon.batch.ledger import run_file
 from trilithon.batch.load import Setup
 from trilithon.batch.local import LocalEngine
 from trilithon.batch.run import Files, Progress, run
@@ -19,16 +24,18 @@ SETTINGS = {"model": "x", **Setup(ARGUMENTS).decides()}
 
 
 class Place:
-    """A folder with an input, and runs in it."""
+    """A folder with an input, and runs in it; what is called after each step may be changed."""
 
     def __init__(self, folder: Path, llm: Any, lines: list[dict[str, Any]]) -> None:
         self.llm, self.loads = llm, 0
+        self.seen: Callable[[Progress], object] = lambda progress: None
         self.files = Files(write_lines(folder / "in.jsonl", lines), folder / "out.jsonl", folder / "errors.jsonl")
 
     def run(self, settings: dict[str, Any] = SETTINGS, stop_after: int | None = None) -> Progress:
         """A run, which is broken off when so many lines are answered."""
 
         def watch(progress: Progress) -> None:
+            self.seen(progress)
             if stop_after is not None and progress.answered >= stop_after:
                 raise KeyboardInterrupt
 
@@ -97,6 +104,70 @@ def test_lines_may_be_added(place, whole):
         place.run()
 
 
+def test_lines_that_come_during_a_run_are_of_the_next(place, whole):
+    """Such as one that is not whole yet."""
+    added = list[int]()
+
+    def add(progress: Progress) -> None:
+        if progress.answered and not added:
+            with place.files.input.open("a") as file:
+                file.write('{"id": "new", "input_')
+            added.append(1)
+
+    place.seen = add
+    assert place.run() == Progress(total=20, answered=20, tokens=sum(len(x["tokens"]) for x in whole.values()))
+    with place.files.input.open("a") as file:
+        file.write('ids": [99]}\n')
+    assert place.run().answered == 1 and by_id(place.files.output).keys() == {*whole, "new"}
+
+
+def test_an_input_that_changes_while_it_is_read_is_told(place):
+    lines = place.files.input.read_bytes()
+
+    def change(progress: Progress) -> None:
+        with place.files.input.open("r+b") as file:
+            file.write(lines.replace(b"line 3", b"line X"))
+
+    place.seen = change
+    for said in ("was changed while it was read", "was begun with another input"):
+        with pytest.raises(InputError, match=said):
+            place.run()
+
+
+def test_lines_are_brought_to_the_disk_together(place, monkeypatch):
+    """Not each on its own, which would hold the next step up; but before the run ends."""
+    synced, during, sync = list[int](), set[int](), os.fsync
+
+    def counted(file: int) -> None:
+        synced.append(os.fstat(file).st_ino)
+        sync(file)
+
+    place.seen = lambda progress: during.add(synced.count(place.files.output.stat().st_ino))
+    monkeypatch.setattr(os, "fsync", counted)
+    monkeypatch.setattr(ledger, "SYNC_SECONDS", 1e9)
+    place.run()
+    assert during == {0} and synced.count(place.files.output.stat().st_ino) == 1
+    monkeypatch.setattr(ledger, "SYNC_SECONDS", 0.0)
+    place.files.output.unlink()
+    place.run()
+    assert len(during) > 3
+
+
+def test_lines_are_not_gathered(place):
+    """50 thousand bad ones take no memory each."""
+    with place.files.input.open("w") as file:
+        file.writelines(f"a bad line {n}\n" for n in range(50_000))
+    tracemalloc.start()
+    try:
+        progress = place.run()
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+    assert progress.refused == 50_000
+    last = read_lines(place.files.errors)[-1]
+    assert last["line"] == 50_000 and "it is not JSON" in last["reason"]
+
+
 def test_a_run_goes_on_with_what_it_began_with(place):
     place.run()
     written = place.files.output.read_bytes()
@@ -133,6 +204,13 @@ def test_an_output_that_was_changed_is_not_gone_on_with(place, line):
     assert place.files.output.read_text() == line + "\n"
 
 
+def test_what_a_run_was_begun_with_must_be_readable(place):
+    place.run()
+    run_file(place.files.output).write_text('{"format": 1,')
+    with pytest.raises(InputError, match=r"out.jsonl.run.json is not as it was written"):
+        place.run()
+
+
 def test_two_runs_do_not_write_to_one_output(place):
     with place.files.output.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -143,6 +221,8 @@ def test_two_runs_do_not_write_to_one_output(place):
 def test_files_must_differ(place):
     with pytest.raises(InputError, match="must be three files"):
         Files(place.files.input, place.files.input, place.files.errors)
+    with pytest.raises(InputError, match="must be three files, and none of the run's"):
+        Files(place.files.input, place.files.output, run_file(place.files.output))
     with pytest.raises(InputError, match="there is no file"):
         Files(place.files.output, place.files.input, place.files.errors)
     with pytest.raises(InputError, match="there is no folder"):

@@ -13,8 +13,9 @@ from trilithon import InputError
 from trilithon.batch.jobs import Answer, Job, Refusal, Result
 from trilithon.batch.load import Setup
 from trilithon.batch.local import LocalEngine
-from trilithon.batch.worker import seed_of
+from trilithon.batch.worker import Row, seed_of
 from trilithon.errors import CapacityExceeded
+from trilithon.runtime.slots import Slots
 
 TOKENIZER = trilithon.load_tokenizer("byte-llama")
 SAMPLED = {"do_sample": True, "temperature": 1.3, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "min_new_tokens": 2}
@@ -112,6 +113,66 @@ def test_what_a_model_cannot_answer_is_refused(llm, job, reason):
     refused = found.pop(1)
     assert isinstance(refused, Refusal) and reason in refused.reason
     assert all(isinstance(x, Answer) for x in found.values())
+
+
+class Broken:
+    """A tokenizer that cannot read one text, and cannot write one token."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def __call__(self, text: str) -> Any:
+        if text == "bad":
+            raise KeyError("no such piece")
+        return TOKENIZER(text)
+
+    def decode(self, tokens: list[int], **more: Any) -> str:
+        if self.token in tokens:
+            raise IndexError("piece id is out of range")
+        return str(TOKENIZER.decode(tokens, **more))
+
+
+def test_a_line_that_fails_is_refused_and_the_others_go_on(llm, monkeypatch):
+    """Where its prompt is read, where it is taken in, where a token is chosen, and where its text is made."""
+    setup = Setup({**ARGUMENTS, "do_sample": True, "eos_token_id": None}, rows=3)
+    jobs = [Job(1, 1, "bad"), *(Job(n, n, (97 + n,), 4 + n) for n in range(2, 14))]
+    sound = answers(llm, setup, jobs[1:])
+    token = sound[5].tokens[-1]
+    choose, fill = Row.choose, Slots.fill
+
+    def chosen(row: Row, logits: Any) -> Any:
+        if row.job.line == 6 and row.made == 3:
+            raise RuntimeError("probability tensor contains inf")
+        return choose(row, logits)
+
+    def filled(slots: Slots, row: int, ids: Any) -> Any:
+        if ids[0, 0] == 97 + 7:
+            raise torch.OutOfMemoryError("too long")
+        return fill(slots, row, ids)
+
+    monkeypatch.setattr(Row, "choose", chosen)
+    monkeypatch.setattr(Slots, "fill", filled)
+    engine = LocalEngine(lambda: setup.worker(llm, Broken(token)))
+    found = {result.id: result for ended in engine.answers(iter(jobs)) for result in ended}
+    failed = {1: "KeyError: 'no such piece'", 6: "RuntimeError: probability tensor", 7: "OutOfMemoryError: too long"}
+    failed |= {n: "IndexError: piece id is out of range" for n in sound.keys() - {6, 7} if token in sound[n].tokens}
+    assert 5 in failed and found.keys() == set(range(1, 14)) and len(failed) < 13
+    for line, result in found.items():
+        if line in failed:
+            assert isinstance(result, Refusal) and f"it failed with {failed[line]}" in result.reason
+        else:
+            assert result.tokens == sound[line].tokens
+
+
+def test_a_gpu_that_fails_is_no_fault_of_a_line(llm, monkeypatch):
+    worker = Setup(ARGUMENTS).worker(llm, None)
+
+    def filled(*given: Any) -> Any:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(Slots, "fill", filled)
+    with pytest.raises(torch.AcceleratorError):
+        worker.add(Job(1, 1, (97,)))
 
 
 def test_what_no_line_could_be_answered_with_is_refused_at_once(llm):

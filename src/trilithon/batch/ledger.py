@@ -6,9 +6,10 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,7 @@ from trilithon.batch.jobs import Answer, Id
 from trilithon.errors import InputError
 
 FORMAT = 1
+SYNC_SECONDS = 1.0  # between two of what is not quite on the disk yet
 BLOCK = 1 << 20  # bytes read at once
 
 
@@ -42,6 +44,31 @@ def read_input(path: Path, most: int | None = None) -> tuple[InputFile, int]:
     return InputFile(size, digest.hexdigest(), last == b"\n"), lines + (last != b"\n")
 
 
+class InputLines:
+    """The lines of an input as it is known: not those that come to it in the meantime.
+
+    Raises:
+        InputError: at the end, if they were not those.
+    """
+
+    def __init__(self, path: Path, known: InputFile) -> None:
+        self.path, self.known = path, known
+
+    def __iter__(self) -> Iterator[bytes]:
+        digest, left = hashlib.sha256(), self.known.bytes
+        with self.path.open("rb") as file:
+            while left and (line := file.readline(left)):
+                digest.update(line)
+                left -= len(line)
+                yield line
+        if digest.hexdigest() != self.known.sha256:
+            raise InputError(
+                f"{self.path} was changed while it was read",
+                why="lines may have been answered that are no longer there",
+                todo="remove the output and begin again",
+            )
+
+
 def run_file(output: Path) -> Path:
     """The file beside an output that says what run it is of."""
     return output.with_name(f"{output.name}.run.json")
@@ -60,6 +87,7 @@ class Ledger:
 
     Attributes:
         done: ids that have been answered.
+        input, lines: what the input is known by, and how many lines it has.
 
     Raises:
         InputError: another run writes there at this moment, or the output is of another one or of no run at all.
@@ -68,6 +96,7 @@ class Ledger:
     def __init__(self, output: Path, settings: Mapping[str, Any], source: Path) -> None:
         self.output, self.beside = output, run_file(output)
         self.done: set[Id] = set()
+        self._synced = monotonic()
         self._file = os.open(output, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             self._lock()
@@ -77,17 +106,25 @@ class Ledger:
             raise
 
     def write(self, answers: Iterable[Answer]) -> None:
-        """Append lines; they are on the disk when it returns."""
+        """Append lines. They outlive this process at once; its machine when they are on the disk, after a second at most."""
         text = "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
         rest = memoryview(text.encode())
         if not rest:
             return
         while rest:
             rest = rest[os.write(self._file, rest) :]
-        os.fsync(self._file)
+        if monotonic() - self._synced >= SYNC_SECONDS:
+            self._sync()
 
     def close(self) -> None:
-        os.close(self._file)
+        try:
+            self._sync()
+        finally:
+            os.close(self._file)
+
+    def _sync(self) -> None:
+        os.fsync(self._file)
+        self._synced = monotonic()
 
     def __enter__(self) -> Ledger:
         return self
@@ -116,7 +153,8 @@ class Ledger:
             self._check_settings(before, settings)
             self._check_input(before, source)
             self._read()
-        now = {"format": FORMAT, "settings": settings, "input": asdict(read_input(source)[0])}
+        self.input, self.lines = read_input(source)
+        now = {"format": FORMAT, "settings": settings, "input": asdict(self.input)}
         if now != before:
             write_whole(self.beside, json.dumps(now, indent=1) + "\n")
 
@@ -125,6 +163,10 @@ class Ledger:
             data: dict[str, Any] = json.loads(self.beside.read_bytes())
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise InputError(
+                f"{self.beside} is not as it was written", why=str(error), todo="choose another output, or remove both"
+            ) from error
         if data.get("format") != FORMAT:
             raise InputError(f"{self.beside} is of another version", todo="finish the run with the version that began it")
         return data

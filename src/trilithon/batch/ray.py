@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from trilithon.artefact.manifest import read_manifest
+from trilithon.batch.dispatch import Dispatch
 from trilithon.batch.jobs import Job, Result
 from trilithon.batch.load import Setup
 from trilithon.batch.worker import Worker
-from trilithon.errors import CannotLower, InputError, TrilithonError
+from trilithon.errors import CannotLower, InputError
 
 STORE_BYTES = 100 << 20  # of Ray's object store, where it is started for one run: lines and answers are small
-MOST_DEATHS = 10  # of workers that held one and the same line
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class RayEngine:
         """
         Raises:
             CannotLower: Ray is not installed.
-            TrilithonError: workers cannot be made, or die again and again with the same line.
+            TrilithonError: workers cannot be made, or die again and again and answer nothing.
         """
         _library()  # before a model is compiled
         folder = self.folder()
@@ -76,7 +75,12 @@ class RayWorker:
         self._failed: Exception | None = None
 
     async def ready(self) -> tuple[int, int]:
-        """Load the model; how many lines it takes at once, and the number of the process."""
+        """Load the model; how many lines it takes at once, and the number of the process.
+
+        A process that has failed ends: Ray starts another, and asks that.
+        """
+        if self._failed is not None:
+            os._exit(1)
         if not self._rows:
             worker = self._setup.load(self._folder, self._device)
             self._rows = len(worker.rows)
@@ -114,117 +118,6 @@ class RayWorker:
                 return
             self._waiting.setdefault(job.line, []).append(future)
             worker.add(job)
-
-
-@dataclass(frozen=True)
-class Call:
-    """What was asked of a worker.
-
-    Attributes:
-        place: of the worker in the list of them.
-        job: None = whether it is ready.
-        pid: the process that it was then.
-    """
-
-    place: int
-    job: Job | None = None
-    pid: int | None = None
-
-
-@dataclass
-class Dispatch:
-    """Which worker holds which lines.
-
-    A worker holds twice as many lines as it has rows, so that a free row never waits for the next one.
-
-    Attributes:
-        calls: those without an answer yet, by Ray's reference to it.
-        room: how many lines more each worker takes.
-        again: lines whose worker died.
-        pids: processes of the workers that are ready.
-    """
-
-    ray: Any
-    actors: list[Any]
-    jobs: Iterator[Job]
-    calls: dict[Any, Call] = field(default_factory=dict)
-    room: Counter[int] = field(default_factory=Counter)
-    again: deque[Job] = field(default_factory=deque)
-    deaths: Counter[int] = field(default_factory=Counter)
-    pids: dict[int, int] = field(default_factory=dict)
-
-    def answers(self) -> Iterator[list[Result]]:
-        for place in range(len(self.actors)):
-            self._ask(place)
-        while True:
-            ended = [result for reference in self._ready() for result in self._take(reference)]
-            self._give()
-            if ended:
-                yield ended
-            if not self.again and all(call.job is None for call in self.calls.values()) and self.pids:
-                return  # lines would have been given to those who are ready
-
-    def _ask(self, place: int) -> None:
-        """Ask a worker whether it is ready; after a death it is so once Ray has started it anew."""
-        ready = self.actors[place].ready.options(max_task_retries=-1).remote()
-        self.calls[ready] = Call(place)
-
-    def _ready(self) -> list[Any]:
-        """The calls that have an answer; waits for the first."""
-        references = list(self.calls)
-        self.ray.wait(references, num_returns=1)
-        found: list[Any] = self.ray.wait(references, num_returns=len(references), timeout=0)[0]
-        return found
-
-    def _take(self, reference: Any) -> list[Result]:
-        call = self.calls.pop(reference)
-        try:
-            found = self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError as error:
-            raise _failed(error.cause) from error
-        except self.ray.exceptions.RayActorError as error:
-            if call.job is None:
-                raise _failed(error) from error
-            self._lost(call, call.job)
-            return []
-        if call.job is None:
-            rows, self.pids[call.place] = found
-            self.room[call.place] = 2 * rows
-            return []
-        if call.pid == self.pids.get(call.place):
-            self.room[call.place] += 1
-        return [found]
-
-    def _lost(self, call: Call, job: Job) -> None:
-        """The worker died that held a line."""
-        self.again.append(job)
-        self.deaths[job.line] += 1
-        if self.deaths[job.line] > MOST_DEATHS:
-            raise TrilithonError(
-                f"line {job.line} cannot be answered",
-                why=f"{self.deaths[job.line]} workers died while they held it",
-                todo="see Ray's logs for how they died; what is written stays, and the same command goes on from there",
-            )
-        if call.pid == self.pids.get(call.place):  # the first of its lines to say so
-            del self.pids[call.place]
-            self._ask(call.place)
-
-    def _give(self) -> None:
-        """Give lines to the workers that are ready, one each in turn."""
-        while places := [place for place in self.pids if self.room[place] > 0]:
-            for place in places:
-                job = self.again.popleft() if self.again else next(self.jobs, None)
-                if job is None:
-                    return
-                self.room[place] -= 1
-                self.calls[self.actors[place].answer.remote(job)] = Call(place, job, self.pids[place])
-
-
-def _failed(cause: BaseException) -> TrilithonError:
-    if isinstance(cause, TrilithonError):
-        return cause
-    todo = "what is written stays; the same command goes on from there"
-    return TrilithonError("a worker failed", why=f"{type(cause).__name__}: {cause}", todo=todo)
 
 
 @contextmanager

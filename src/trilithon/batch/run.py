@@ -8,10 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from trilithon.batch.jobs import Answer, Job, Refusal, Result, read_jobs
-from trilithon.batch.ledger import Ledger, read_input, run_file
+from trilithon.batch.ledger import InputLines, Ledger, run_file
 from trilithon.errors import InputError
 
 
@@ -41,8 +41,11 @@ class Files:
         if not self.output.parent.is_dir() or not self.errors.parent.is_dir():
             missing = next(x.parent for x in (self.output, self.errors) if not x.parent.is_dir())
             raise InputError(f"there is no folder {missing}", todo="make it first")
-        if len({x.resolve() for x in (self.input, self.output, self.errors)}) < 3:
-            raise InputError("input, output and errors must be three files", todo="name each differently")
+        if len({x.resolve() for x in (self.input, self.output, self.errors, run_file(self.output))}) < 4:
+            why = f"{run_file(self.output)} says what the run is of"
+            raise InputError(
+                "input, output and errors must be three files, and none of the run's", why=why, todo="name each differently"
+            )
 
 
 @dataclass
@@ -79,19 +82,26 @@ def run(files: Files, settings: Mapping[str, Any], engine: Engine, watch: Callab
     """
     if files.errors.exists() and not run_file(files.output).exists():
         raise InputError(f"{files.errors} is there already", why="it is of no batch run", todo="move it, or pass --errors")
-    with Ledger(files.output, settings, files.input) as ledger:
-        progress = Progress(total=read_input(files.input)[1], before=len(ledger.done))
+    with Ledger(files.output, settings, files.input) as ledger, files.errors.open("w") as errors:
+        progress = Progress(total=ledger.lines, before=len(ledger.done))
         watch(progress)
-        with files.input.open("rb") as lines, files.errors.open("w") as errors:
-            refused = list[Refusal]()
-            for results in _answers(engine, _only_jobs(read_jobs(lines, ledger.done), refused)):
-                answers = [x for x in results if isinstance(x, Answer)]
-                refused.extend(x for x in results if isinstance(x, Refusal))
-                ledger.write(answers)
-                _count(progress, answers, _write(errors, refused))
-                if answers:
-                    watch(progress)
-            _count(progress, [], _write(errors, refused))
+
+        def refuse(refusal: Refusal) -> None:
+            errors.write(json.dumps(refusal.to_json(), ensure_ascii=False) + "\n")
+            progress.refused += 1
+
+        jobs = _only_jobs(read_jobs(InputLines(files.input, ledger.input), ledger.done), refuse)
+        for results in _answers(engine, jobs):
+            answers = [x for x in results if isinstance(x, Answer)]
+            ledger.write(answers)
+            for refusal in results:
+                if isinstance(refusal, Refusal):
+                    refuse(refusal)
+            progress.answered += len(answers)
+            progress.tokens += sum(len(answer.tokens) for answer in answers)
+            if results:
+                errors.flush()
+                watch(progress)
         watch(progress)
     if not progress.refused:
         files.errors.unlink()
@@ -106,24 +116,9 @@ def _answers(engine: Engine, jobs: Iterator[Job]) -> Iterator[list[Result]]:
             yield from answers
 
 
-def _only_jobs(read: Iterator[Job | Refusal], refused: list[Refusal]) -> Iterator[Job]:
+def _only_jobs(read: Iterator[Job | Refusal], refuse: Callable[[Refusal], None]) -> Iterator[Job]:
     for found in read:
         if isinstance(found, Job):
             yield found
         else:
-            refused.append(found)
-
-
-def _write(errors: IO[str], refused: list[Refusal]) -> int:
-    """Write the refusals of a while, and forget them; how many they are."""
-    errors.writelines(json.dumps(refusal.to_json(), ensure_ascii=False) + "\n" for refusal in refused)
-    errors.flush()
-    count = len(refused)
-    refused.clear()
-    return count
-
-
-def _count(progress: Progress, answers: list[Answer], refused: int) -> None:
-    progress.answered += len(answers)
-    progress.tokens += sum(len(answer.tokens) for answer in answers)
-    progress.refused += refused
+            refuse(found)

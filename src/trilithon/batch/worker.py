@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trilithon.batch.jobs import Answer, Id, Job, Refusal, Result
-from trilithon.errors import CapacityExceeded, InputError
+from trilithon.errors import InputError, TrilithonError
 from trilithon.runtime.choose import Chooser
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.request import Request, make_request
@@ -60,6 +61,8 @@ class Row:
 class Worker:
     """Rows of a cache and the lines in them.
 
+    A line that fails where it is alone (its text, its prompt, its choice of a token) is refused, and the others go on.
+
     The tokens of a line are those that `generate` gives for it alone. What it draws, when sampling, follows from `seed` and
     its id: not from when, where, or beside which lines it is answered.
 
@@ -94,13 +97,11 @@ class Worker:
 
     def add(self, job: Job) -> None:
         """Begin a line in a free row. One that is refused is a result of the next step."""
-        try:
-            request = self._request(job)
-        except (InputError, CapacityExceeded) as refused:
-            why = f": {refused.why}" if refused.why else ""
-            self._ended.append(Refusal(job.line, job.id, f"{refused.what}{why}"))
-            return
         place = self.rows.index(None)
+        with self._refusing(place, job):
+            self._begin(place, job, self._request(job))
+
+    def _begin(self, place: int, job: Job, request: Request) -> None:
         logits, best = self.slots.fill(place, request.input_ids)
         eos = frozenset[int]() if request.eos is None else frozenset(request.eos.tolist())
         tokens = request.input_ids[0].tolist()
@@ -115,10 +116,13 @@ class Worker:
             chosen = best.clone()
             for place, row in rows:
                 if row.chooser.changes_scores:
-                    chosen[place : place + 1] = row.choose(logits[place : place + 1])
+                    with self._refusing(place, row.job):
+                        chosen[place : place + 1] = row.choose(logits[place : place + 1])
             tokens = chosen.tolist()
             for place, row in rows:
-                self._take(place, row, tokens[place])
+                if self.rows[place] is row:
+                    with self._refusing(place, row.job):
+                        self._take(place, row, tokens[place])
         ended, self._ended = self._ended, []
         return ended
 
@@ -130,8 +134,27 @@ class Worker:
             new = row.tokens[row.prompt :]
             text = None if self.tokenizer is None else str(self.tokenizer.decode(new, skip_special_tokens=True))
             self._ended.append(Answer(row.job.line, row.job.id, tuple(new), text, finish))  # type: ignore[arg-type]
-            self.rows[place] = None
-            self.slots.free(place)
+            self._free(place)
+
+    def _free(self, place: int) -> None:
+        self.rows[place] = None
+        self.slots.free(place)
+
+    @contextmanager
+    def _refusing(self, place: int, job: Job) -> Iterator[None]:
+        """Refuse the line of a row where anything fails, but a GPU that serves no other line either."""
+        try:
+            yield
+        except torch.AcceleratorError:
+            raise
+        except TrilithonError as error:
+            self._refuse(place, job, f"{error.what}: {error.why}" if error.why else error.what)
+        except Exception as error:  # a tokenizer may raise anything
+            self._refuse(place, job, f"it failed with {type(error).__name__}: {error}")
+
+    def _refuse(self, place: int, job: Job, reason: str) -> None:
+        self._ended.append(Refusal(job.line, job.id, reason))
+        self._free(place)
 
     def _request(self, job: Job) -> Request:
         """The line as a call of `generate`.
