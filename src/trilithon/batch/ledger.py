@@ -17,7 +17,7 @@ from trilithon.batch.jobs import Answer, Id
 from trilithon.errors import InputError
 
 FORMAT = 1
-SYNC_SECONDS = 1.0  # between two of what is not quite on the disk yet
+SYNC_SECONDS = 1.0  # between two calls of fsync, which holds up whoever writes
 BLOCK = 1 << 20  # bytes read at once
 
 
@@ -106,7 +106,7 @@ class Ledger:
             raise
 
     def write(self, answers: Iterable[Answer]) -> None:
-        """Append lines. They outlive this process at once; its machine when they are on the disk, after a second at most."""
+        """Append lines. They outlive this process at once; its machine once `_sync` has brought them to the disk."""
         text = "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
         rest = memoryview(text.encode())
         if not rest:
