@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from runtime.test_decoder import FAMILIES, ROWS, TOKENS, Rows, compiled, fresh
+from trilithon import caching
 from trilithon.errors import CapacityExceeded
+from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.slots import Slots
 
 
@@ -20,7 +22,12 @@ def check(rows: Rows, row: int, logits: Any, best: Any) -> None:
     assert int(best) == int(logits.argmax())
 
 
-compiled_once = cache(compiled)
+@cache
+def compiled_once(family: str) -> CachedDecoder:
+    """Its cache would grow at the 17th token."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caching, "LEAST_SLOTS", 16)
+        return compiled(family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -30,7 +37,6 @@ def test_schedules(family: str) -> None:
     The cache stays where it is: what is recorded of steps is of addresses.
     """
     decoder, generator = compiled_once(family), random.Random(family)
-    decoder._allocate(16)  # it would grow
     slots, rows = Slots(decoder, ROWS), Rows(family)
     places = [x.data_ptr() for x in slots.decoder.caches]
     rows.rows = [[] for _ in range(ROWS)]
