@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from trilithon.artefact.files import check_files, files_of
 from trilithon.artefact.inspection import inspect, is_whole
 from trilithon.artefact.manifest import FIELDS, FORMAT, MANIFEST, read_manifest
 from trilithon.capture.source import source_of
+from trilithon.lower import graph_ops
 from trilithon.lower.graph_data import from_data
 from trilithon.lower.graph_ops import called
 from trilithon.lower.native.fused import tune
@@ -567,6 +569,17 @@ def graph_with(*node: Any) -> list[Any]:
 def test_a_graph_runs() -> None:
     gm = from_data(graph_with("call_function", "y", "aten.add.Tensor", [{"#": 0}, 2], {"dict": {}}), {}, CPU)
     assert gm(torch.tensor(3)) == 5
+
+
+def test_the_operations_of_transformers_are_made_known_when_one_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load that needs none does not wait for them."""
+    asked = list[str]()
+    monkeypatch.setattr(graph_ops, "register_operations", lambda: asked.append("transformers"))
+    called("aten.neg.default")
+    assert not asked
+    with suppress(ValueError):  # a transformers that has none
+        called(graph_ops.TRANSFORMERS)
+    assert asked == ["transformers"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ FILES = {path.relative_to(SRC).as_posix(): ast.parse(path.read_text()) for path 
 
 ORDER = (
     "errors folders options passes stages | spec | capture | lift | prove | rewrite | lower | runtime"
-    " | report | compiled artefact caching | compiler onnx_export | integrations | bench | cli | __main__"
+    " | report | compiled artefact caching | compiler onnx_export | integrations batch | bench | cli | __main__"
 )
 LAYERS = {name: depth for depth, names in enumerate(ORDER.split("|")) for name in names.split()}
 PUBLIC = LAYERS["compiler"]  # `import trilithon` runs __init__, which imports the compiler
@@ -25,6 +25,7 @@ DOORS = {
     "onnx": ("trilithon/lower/onnx/library.py",),
     "onnxruntime": ("trilithon/lower/onnx/library.py",),
     "onnxscript": ("trilithon/lower/onnx/library.py",),
+    "ray": ("trilithon/batch/ray.py",),
     "z3": ("trilithon/prove/",),
     "tensorrt": ("trilithon/lower/tensorrt/",),
     "tensorrt_rtx": ("trilithon/lower/tensorrt/",),
@@ -158,6 +159,7 @@ def test_a_leftward_import_is_not_found(file, line):
         ("trilithon/lower/tensorrt/engine.py", "import tensorrt_rtx as trt", 0),
         ("trilithon/bench/candidates.py", "importlib.import_module('torch_tensorrt')", 1),
         ("trilithon/bench/torch_tensorrt_row.py", "import torch_tensorrt", 0),
+        ("trilithon/cli/batch.py", "import ray", 1),
         ("trilithon/lower/onnx/session.py", "import onnxruntime", 1),
         ("trilithon/onnx_export.py", "from trilithon.lower.onnx import library", 0),
     ],

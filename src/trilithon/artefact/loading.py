@@ -18,7 +18,6 @@ from trilithon.artefact.files import File, check_files, files_of
 from trilithon.artefact.manifest import AGAIN, MANIFEST, read_manifest
 from trilithon.artefact.saving import CANARIES, LOADED, TOKENIZER, WEIGHTS
 from trilithon.capture.generation import GenerationSettings
-from trilithon.capture.hf import register_operations
 from trilithon.compiled import Compiled, Origin
 from trilithon.errors import CannotCache, InputError, TrilithonError
 from trilithon.lower.native.fused.tune import keep
@@ -113,7 +112,6 @@ class _Reader:
     def compiled(self, verify: bool) -> Compiled:
         data = self.manifest
         self._keep_settings()
-        register_operations()
         kept = weights.read(self.files[WEIGHTS].path, self.device)
         self.engines = read_engines(data, self.files, kept)
         self.blueprints = {name: native.read_blueprint(self.files[file].path, kept) for name, file in data["native"].items()}

@@ -1,4 +1,4 @@
-"""The command line: `trilithon explain | compile | export | inspect | generate | bench | demo | doctor`.
+"""The command line: `trilithon explain | compile | export | inspect | generate | batch | bench | demo | doctor`.
 
 Nothing heavy is imported before a command runs, so that `trilithon --help` answers at once.
 """
@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from trilithon.cli.batch import batch
 from trilithon.cli.bench import PRESETS, bench, demo
 from trilithon.cli.common import app
 from trilithon.cli.compile import compile
@@ -20,7 +21,7 @@ from trilithon.cli.generate import generate
 from trilithon.cli.inspect import inspect
 from trilithon.errors import TrilithonError
 
-__all__ = ["PRESETS", "app", "bench", "compile", "demo", "doctor", "explain", "export", "generate", "inspect", "main"]
+__all__ = ["PRESETS", "app", "batch", "bench", "compile", "demo", "doctor", "explain", "export", "generate", "inspect", "main"]
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,32 @@ CacheDtype = Annotated[
     str | None, typer.Option(help="Keep K and V in 8 bits, int8 or fp8: an approximation. Default: as the model, exact.")
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Prove every mask anew, and keep no proof.")]
+
+MinNewTokens = Annotated[int, typer.Option(min=0, help="No end-of-text token before so many.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy; above it, tokens are drawn.")]
+TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 = from all.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability together.")]
+MinP = Annotated[float, typer.Option(help="Draw no token less likely than this part of the likeliest.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1, tokens already seen become less likely.")]
+Eos = Annotated[bool, typer.Option(help="Stop at the model's end-of-text token.")]
+Stop = Annotated[list[str], typer.Option(help="Stop at this text; may be given several times.")]
+
+
+def generation(
+    max_new_tokens: int,
+    min_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    eos: bool,
+) -> dict[str, Any]:
+    """These options as arguments of `generate`; what draws only where something is drawn."""
+    found: dict[str, Any] = {} if eos else {"eos_token_id": None}
+    found |= {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "repetition_penalty": repetition_penalty}
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    return found | drawn if temperature > 0 else found
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -7,7 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trilithon.cli.common import Backend, CacheDtype, Device, Dtype, Layers, Model, NoCache, app, load
+from trilithon.cli.common import (
+    Backend,
+    CacheDtype,
+    Device,
+    Dtype,
+    Eos,
+    Layers,
+    MinNewTokens,
+    MinP,
+    Model,
+    NoCache,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    app,
+    generation,
+    load,
+)
 from trilithon.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,15 +42,15 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="Text to continue, for a model that has a tokenizer.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Continue so many random tokens instead of a text.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    min_new_tokens: Annotated[int, typer.Option(min=0, help="No end-of-text token before so many.")] = 0,
-    temperature: Annotated[float, typer.Option(help="0 is greedy; above it, tokens are drawn.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 = from all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability together.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Draw no token less likely than this part of the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1, tokens already seen become less likely.")] = 1.0,
+    min_new_tokens: MinNewTokens = 0,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 50,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     seed: Annotated[int, typer.Option(help="Of drawn tokens, random prompts and random weights.")] = 0,
-    eos: Annotated[bool, typer.Option(help="Stop at the model's end-of-text token.")] = True,
-    stop: Annotated[list[str], typer.Option(help="Stop at this text; may be given several times.")] = [],  # noqa: B006
+    eos: Eos = True,
+    stop: Stop = [],  # noqa: B006
     prompt_lookup: Annotated[int, typer.Option(help="Guess up to so many tokens (15 at most) from the text so far.")] = 0,
     backend: Backend = "auto",
     dtype: Dtype = None,
@@ -53,17 +72,11 @@ def generate(
     else:
         module = load(model, dtype, device, layers, seed)
         compiled, ids = _compile(module, backend, text, prompt_tokens, seed, max_new_tokens, max_tokens, options)
-    arguments: dict[str, Any] = {} if eos else {"eos_token_id": None}
-    arguments |= {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "repetition_penalty": repetition_penalty}
-    arguments |= _draws(temperature, top_k, top_p, min_p, seed) | _stops(stop, tokenizer) | _drafts(prompt_lookup)
+    arguments = generation(max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, eos)
+    arguments |= _stops(stop, tokenizer) | _drafts(prompt_lookup) | ({"seed": seed} if temperature > 0 else {})
     _write(str(prompt) if tokenizer else f"[{ids.shape[1]} random tokens] ")
     speed = _print_generated(compiled, ids, tokenizer, arguments)
     print("\n", speed, *(() if is_artefact(model) else (compiled.start_up,)), sep="\n")
-
-
-def _draws(temperature: float, top_k: int, top_p: float, min_p: float, seed: int) -> dict[str, Any]:
-    found = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    return found | {"seed": seed} if temperature > 0 else {}
 
 
 def _stops(stop: list[str], tokenizer: Any | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from trilithon.capture.hf import register_operations
 from trilithon.rewrite import cache_ops
 from trilithon.rewrite.op import ATTENTION
 
@@ -101,6 +102,7 @@ def _find(name: str) -> Called | None:
     if name == str(ATTENTION):
         return ATTENTION
     if name == TRANSFORMERS:
+        register_operations()  # which takes a second: only for graphs that call it
         return getattr(getattr(torch.ops.transformers, "grouped_mm_fallback", None), "default", None)
     own: Any = {"operator": (OPERATOR, operator), "torch": (SYM, torch)}.get(family)
     if own is not None:

@@ -93,6 +93,10 @@ class CachedDecoder:
         self.caches, self._room = fresh, room
         self.drop_graphs()
 
+    def reserve(self) -> None:
+        """Allocate all that the cache may need; from now on it stays where it is."""
+        self._make_room(self.cache_tokens, already=0)
+
     def drop_graphs(self) -> None:
         """Record steps and prompts anew: what they read or write is at other addresses."""
         for step in self._steps.values():

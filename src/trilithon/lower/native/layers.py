@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo import mark_static
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -98,7 +97,7 @@ class _Maker:
         if node not in self.values:
             assert node.op == "get_attr"
             held = getattr(self.gm, str(node.target)).detach()
-            mark_static(held)
+            torch._dynamo.mark_static(held)
             setattr(self.root, str(node.target), held)
             self.values[node] = self.graph.get_attr(str(node.target))
         return self.values[node]

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import mark_dynamic, mark_static
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.fx import GraphModule, Node
 from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
@@ -18,7 +16,6 @@ from trilithon.lower.native.layers import in_layers
 from trilithon.lower.native.lower import is_lowered_site
 from trilithon.lower.native.writes import write_tokens
 
-REFUSALS = (TorchDynamoException, FailOnRecompileLimitHit, ConstraintViolationError, GuardOnDataDependentSymNode)
 log = logging.getLogger(__name__)
 
 
@@ -46,13 +43,19 @@ class Prompt:
         try:
             with shape_config.patch(use_duck_shape=False):  # type: ignore[attr-defined] # equal sizes may differ in the next call
                 made = self.compiled(_of_any_length(tokens), *_of_any_rows(rest))
-        except REFUSALS as error:
+        except _refusals() as error:
             self.compiled = None
             self.note = f"prefill: runs op by op, since Inductor cannot compile it: {_reason(error)}"
             log.warning("%s", self.note)
             return self.plain(tokens, *rest)
         self.note = "prefill: compiled by Inductor, once for all lengths"
         return made
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Dynamo's own are found when something failed: who compiles nothing does not wait for it to be imported."""
+    exc = torch._dynamo.exc
+    return exc.TorchDynamoException, exc.FailOnRecompileLimitHit, ConstraintViolationError, GuardOnDataDependentSymNode
 
 
 def _compiled(part: GraphModule) -> nn.Module:
@@ -70,7 +73,7 @@ def _of_any_length(tokens: Tensor) -> Tensor:
     A mark makes Dynamo refuse what holds for one length only, instead of compiling each length anew.
     """
     tokens = tokens.repeat(1, 2) if tokens.shape[1] == 1 else tokens.clone()  # the caller's own gets no mark
-    mark_dynamic(tokens, 1)
+    torch._dynamo.mark_dynamic(tokens, 1)
     return tokens
 
 
@@ -78,7 +81,7 @@ def _of_any_rows(rest: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Start, counts and caches; of a size that equals the number of rows by chance Dynamo would make one symbol with it."""
     if rest[0].shape[0] > 1:
         for cache in rest[2:]:
-            mark_static(cache, [1, 2, 3])
+            torch._dynamo.mark_static(cache, [1, 2, 3])
     return rest
 
 
