@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
     )
     from trilithon.lower.native.flex import mask_mod
     from trilithon.options import Options
+    from trilithon.parallel.share import tensor_parallel
     from trilithon.prove.verdict import Proof, Verdict
     from trilithon.spec.assumption import Assumption, Input, attention_mask, position_ids
     from trilithon.spec.bias import Alibi, Bias, Dense, RelativeBias
@@ -58,6 +59,7 @@ _HOMES = {
     " TrilithonError VerificationFailed",
     "lower.native.flex": "mask_mod",
     "options": "Options",
+    "parallel.share": "tensor_parallel",
     "prove.verdict": "Proof Verdict",
     "spec.assumption": "Assumption Input attention_mask position_ids",
     "spec.bias": "Alibi Bias Dense RelativeBias",
@@ -109,6 +111,7 @@ __all__ = [
     "lower",
     "mask_mod",
     "position_ids",
+    "tensor_parallel",
 ]
 
 

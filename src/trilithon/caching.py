@@ -235,7 +235,7 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
     if context is not None:
         own_rows = _has_rows(program, plan.inputs, context)
         held = HeldContext(lower(context.module, "sequence", "context", ()), context.inputs, own_rows)
-    return assemble(modules, kept, plan.max_tokens, options, plan.device, first, held, blueprints)
+    return assemble(modules, kept, plan.max_tokens, options, plan.device, first, held, blueprints, program.graph)
 
 
 def _has_rows(program: ExportedProgram, inputs: TokenInputs, context: Context) -> tuple[bool, ...]:

@@ -17,6 +17,7 @@ from trilithon.cli.compile import compile
 from trilithon.cli.explain import explain
 from trilithon.cli.generate import generate
 from trilithon.cli.inspect import inspect
+from trilithon.cli.ranks import joined, text_of
 from trilithon.errors import TrilithonError
 
 __all__ = ["PRESETS", "app", "bench", "compile", "demo", "doctor", "explain", "generate", "inspect", "main"]
@@ -24,11 +25,12 @@ __all__ = ["PRESETS", "app", "bench", "compile", "demo", "doctor", "explain", "g
 
 def main() -> None:
     """Run the command line; an error of Trilithon's is its text on stderr and exit code 1."""
-    try:
-        app()
-    except TrilithonError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
+    with joined():
+        try:
+            app()
+        except TrilithonError as error:
+            print(text_of(error), file=sys.stderr)
+            sys.exit(1)
 
 
 def _version(asked: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trilithon.cli.common import Backend, CacheDtype, Device, Dtype, Layers, Model, NoCache, app, load
+from trilithon.cli.ranks import ranks, shared
 from trilithon.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def generate(
     if is_artefact(model):
         compiled, ids = _load_compiled(model, device, text, prompt_tokens, seed, options)
     else:
-        module = load(model, dtype, device, layers, seed)
+        module = shared(load(model, dtype, device, layers, seed))
         compiled, ids = _compile(module, backend, text, prompt_tokens, seed, max_new_tokens, max_tokens, options)
     arguments: dict[str, Any] = {} if eos else {"eos_token_id": None}
     arguments |= {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "repetition_penalty": repetition_penalty}
@@ -114,6 +115,9 @@ def _load_compiled(
 
     from trilithon.artefact import load as load_compiled
 
+    if ranks() > 1:
+        why = "what is saved is compiled for one process"
+        raise InputError("ranks cannot share a compiled model", why=why, todo="give the model that it was compiled from")
     if options.cache_dtype is not None:
         raise InputError(
             "--cache-dtype was given with a compiled model", why="it keeps K and V as it was compiled", todo="leave it out"

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
 Made = TypeVar("Made")
 
@@ -37,7 +38,9 @@ def captured(run: Callable[[], Made], undo: Callable[[], object] = lambda: None,
     finally:
         torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=side):
+    # where ranks meet, a thread that watches NCCL asks for events, which would end a capture that all threads mind
+    mode = "thread_local" if dist.is_available() and dist.is_initialized() else "global"
+    with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode=mode):
         made = run()
     return graph, made
 

@@ -1,0 +1,54 @@
+"""Collectives of torch.distributed as operations of a graph: their names, and which group of ranks they are of.
+
+They are PyTorch's functional collectives, which name a group by a text, so that export, Inductor and CUDA graphs know them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+ALL_REDUCE = "_c10d_functional.all_reduce.default"
+ALL_GATHER = "_c10d_functional.all_gather_into_tensor.default"
+WAIT = "_c10d_functional.wait_tensor.default"
+
+
+def all_reduce(x: Tensor, group: str, how: str = "sum") -> Tensor:
+    """The sum of `x` over the ranks, or its "max", on each of them."""
+    ops = torch.ops._c10d_functional
+    total: Tensor = ops.wait_tensor(ops.all_reduce(x, how, group))
+    return total
+
+
+def all_gather(x: Tensor, ranks: int, group: str) -> Tensor:
+    """What each rank has, one behind the other along the first axis, on each of them; all are of one shape."""
+    ops = torch.ops._c10d_functional
+    joined: Tensor = ops.wait_tensor(ops.all_gather_into_tensor(x.contiguous(), ranks, group))
+    return joined
+
+
+def of_first_rank(x: Tensor, group: str) -> Tensor:
+    """What the first rank has, on each of them."""
+    ops = torch.ops._c10d_functional
+    given = x.to(torch.uint8) if x.dtype == torch.bool else x  # gloo sends no bool
+    sent: Tensor = ops.wait_tensor(ops.broadcast(given.contiguous(), 0, group))
+    return sent.to(x.dtype)
+
+
+def group_of(graph: Graph) -> str | None:
+    """The group whose ranks run the graph together; None where one process runs it alone."""
+    return next((str(n.args[-1]) for n in graph.nodes if str(n.target) in (ALL_REDUCE, ALL_GATHER)), None)
+
+
+def is_gathered(graph: Graph) -> bool:
+    """Is the graph's result put together of all ranks', and so the same on each to the last bit?"""
+    moved = torch.ops.aten.permute.default, torch.ops.aten.slice.Tensor, torch.ops.aten.clone.default
+    found: Any = graph.output_node().args[0]
+    while isinstance(found, (tuple, list)) and found:
+        found = found[0]
+    while isinstance(found, Node) and found.args and (str(found.target) == WAIT or found.target in moved):
+        found = found.args[0]
+    return isinstance(found, Node) and str(found.target) == ALL_GATHER
