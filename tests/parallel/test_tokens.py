@@ -1,0 +1,111 @@
+"""Ranks that share a model give the tokens of one process: presets of small depth and width, gloo on a CPU."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import trilithon
+from models import configs
+from parallel.together import together
+from trilithon import Options
+from trilithon.capture import hf
+from trilithon.errors import CannotLower, InputError
+
+NEW, CAPACITY = 12, 32
+PROMPTS = """ranks were given different prompts
+  because they share one model, and compute each token together
+  call it with the same arguments on every rank"""
+SAVED = f"""cannot save <trilithon.Compiled {{}}: 1 attention sites, cache of {CAPACITY} tokens>
+  because this process holds one rank's share of it, and meets the others in collectives of their process group
+  keep the model's weights, and compile them where they run"""
+
+
+def small(preset: str) -> nn.Module:
+    """One layer; weights so large that tokens differ."""
+    config = configs.preset(preset)
+    config.num_hidden_layers, config.initializer_range, config.vocab_size = 1, 0.3, 301  # which does not divide
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    return hf.from_config(config)
+
+
+def prompts() -> Tensor:
+    return torch.randint(0, 301, (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+@cache
+def alone(preset: str) -> list[list[int]]:
+    model: Any = small(preset)
+    return model.generate(prompts(), max_new_tokens=NEW, do_sample=False).tolist()  # type: ignore[no-any-return]
+
+
+def parallelised(model: Any) -> nn.Module:
+    """By PyTorch's own styles."""
+    layer = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {"self_attn.o_proj": RowwiseParallel()}
+    layer |= {"mlp.gate_proj": ColwiseParallel(), "mlp.up_proj": ColwiseParallel(), "mlp.down_proj": RowwiseParallel()}
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for block in model.model.layers:
+        parallelize_module(block, mesh, layer)
+    return model  # type: ignore[no-any-return]
+
+
+def compiled(preset: str, by_hand: bool = False) -> trilithon.Compiled:
+    model = small(preset)
+    given = parallelised(model) if by_hand else trilithon.tensor_parallel(model)
+    return trilithon.compile(given, max_tokens=CAPACITY, backend="native", options=Options(max_batch=2))
+
+
+def refused(made: trilithon.Compiled) -> list[str]:
+    """What they cannot do together."""
+    texts = []
+    for call in (lambda: made.generate(prompts() + dist.get_rank()), lambda: made.save("nowhere")):
+        with pytest.raises((InputError, CannotLower)) as error:
+            call()
+        texts.append(str(error.value))
+    return texts
+
+
+def tokens_of(preset: str, by_hand: bool = False) -> dict[str, Any]:
+    made = compiled(preset, by_hand)
+    (site,) = made.report.sites
+    return {
+        "greedy": made.generate(prompts(), max_new_tokens=NEW).tolist(),
+        "drafts": made.generate(prompts()[:1], max_new_tokens=NEW, prompt_lookup_num_tokens=3).tolist(),
+        "drawn": made.generate(prompts(), max_new_tokens=NEW, do_sample=True, temperature=2.0).tolist(),
+        "mask": str(site.mask),
+        "heads": [shape.g for shape in made.decoder.shapes],
+        "notes": made.report.notes,
+        "model": made.report.model,
+        "refused": refused(made),
+    }
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("preset", "ranks", "kv", "by_hand"),
+    [
+        ("llama-3.2-1b", 2, 4, True),
+        ("qwen3-0.6b", 2, 4, False),
+        ("qwen2.5-0.5b", 2, 1, False),
+        ("qwen2.5-0.5b", 4, 1, False),  # 14 query heads do not divide, and 2 of keys and values are fewer than ranks
+    ],
+)
+def test_tokens_are_those_of_one_process(preset, ranks, kv, by_hand, tmp_path):
+    found = together(ranks, tmp_path, tokens_of, preset, by_hand)
+    for each in found:
+        assert each["greedy"] == alone(preset)
+        assert each["drafts"] == alone(preset)[:1]
+        assert each["drawn"] == found[0]["drawn"] != each["greedy"]
+        assert (each["mask"], each["heads"]) == ("causal", [kv])
+        assert any(note.startswith("tensor parallel: ") and f"over {ranks} ranks" in note for note in each["notes"])
+        assert each["refused"] == [PROMPTS, SAVED.format(each["model"])]
+
+
