@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check lint types size
+.PHONY: demo test check lint types size docs
 
 demo: .venv/.ready
 	$(BIN)/trilithon demo
@@ -21,6 +21,9 @@ types: .venv/.ready
 
 size: .venv/.ready
 	$(BIN)/pytest tests/test_layers.py
+
+docs: .venv/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # torch goes first and alone, without constraints, so that a machine set up for one build of it (CPU, CUDA) keeps that build.
 # A build for CUDA brings its Triton; without one, Triton's interpreter runs the kernels in tests.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+import trilithon
 from artefacts import file_of, names_of
 from runtime.plain_decoder import PlainDecoder
 from trilithon import Compiled, cli, compiler
@@ -113,7 +116,7 @@ def test_help_does_not_import_torch():
 
 def test_help_and_version(run):
     text = run("--help").out
-    assert all(name in text for name in ("explain", "compile", "inspect", "generate", "bench", "demo", "doctor"))
+    assert all(name in text for name in ("explain", "compile", "export", "inspect", "generate", "bench", "demo", "doctor"))
     assert re.fullmatch(r"trilithon \d+\.\d+\.\d+\S*\n", run("--version").out)
 
 
@@ -133,6 +136,26 @@ def test_explain_needs_a_configuration_only(run, config_folder, tmp_path):
     assert set(report["sizes"].values()) == {"input_ids axis 0", "input_ids axis 1"}
     assert set(report["sizes"]) <= set(report["ranges"])
     assert "4 heads, 2 of keys and values" in ran.out
+
+
+def test_export_says_what_became_of_each_site(run, folder, tmp_path, monkeypatch):
+    """The export itself is tested in tests/lower/onnx."""
+    given = {}
+
+    def export(module, path, **arguments):
+        given.update(arguments)
+        path.write_bytes(b"x" * 1_500_000)
+        report = dataclasses.replace(trilithon.explain(module), notes=("verified with ONNX Runtime",))
+        return trilithon.OnnxModel(path, (path,), report, arguments["opset"], 0.0, "")
+
+    monkeypatch.setattr("trilithon.onnx_export.export_onnx", export)
+    ran = run("export", folder, "--out", tmp_path / "llama.onnx", "--opset", "24", "--inputs", "input_ids,attention_mask")
+    assert ran.code == 0, ran.err
+    assert (given["opset"], given["inputs"], given["verify"]) == (24, ("input_ids", "attention_mask"), True)
+    assert "causal" in ran.out and "verified with ONNX Runtime" in ran.out
+    assert f"saved {tmp_path / 'llama.onnx'}, 1.5 MB" in ran.out
+    refused = run("export", folder, "--out", tmp_path / "llama.onnx", "--opset", "22")
+    assert refused.code == 1 and "choose one of 23, 24" in refused.err
 
 
 def test_explain_eager_attention(run, config_folder):
@@ -416,10 +439,29 @@ def test_doctor(run):
     assert found["versions"]["python"].startswith("3.")
     assert {"cpu", "auto", "native", "eager", "tensorrt"} <= {*found["devices"], *found["backends"]}
     assert found["backends"]["native"]["works"]
-    assert all(backend["says"] for backend in found["backends"].values())
+    assert all(answer["says"] for answer in (*found["backends"].values(), *found["integrations"].values()))
+    assert found["integrations"]["transformers"]["works"]
     text = run("doctor").out
-    assert f"torch         {torch.__version__}" in text
-    assert "native        works" in text
+    assert f"torch           {torch.__version__}" in text
+    assert "native          works" in text and "integrations" in text
+
+
+def test_doctor_says_why_not(run, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", types.SimpleNamespace(__version__="2.9.0"))
+    found = json.loads(run("doctor", "--json").out)["integrations"]
+    assert found["torch.compile"] == {"works": False, "says": "Inductor needs a C++ compiler; install g++"}
+    assert not found["torch-tensorrt"]["works"] and "written for 2.11" in found["torch-tensorrt"]["says"]
+    assert "torch-tensorrt  does not work: this plug-in was written for 2.11" in run("doctor").out
+
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    module = types.ModuleType("torch_tensorrt.dynamo.lowering.passes._aten_lowering_pass")
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", types.SimpleNamespace(__version__="2.13.0"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = json.loads(run("doctor", "--json").out)["integrations"]
+    assert found["torch.compile"]["works"] and found["torch.compile"]["says"].endswith("then Inductor")
+    assert found["torch-tensorrt"] == {"works": True, "says": "install() plugs into Torch-TensorRT 2.13.0"}
 
 
 def test_demo(run, folder, tmp_path, monkeypatch):

@@ -16,12 +16,15 @@ FILES = {path.relative_to(SRC).as_posix(): ast.parse(path.read_text()) for path 
 
 ORDER = (
     "errors folders options passes stages | spec | capture | lift | prove | rewrite | lower | runtime"
-    " | parallel | report | compiled artefact caching | compiler | bench | cli | integrations | __main__"
+    " | report | parallel | compiled artefact caching | compiler onnx_export | integrations | bench | cli | __main__"
 )
 LAYERS = {name: depth for depth, names in enumerate(ORDER.split("|")) for name in names.split()}
 PUBLIC = LAYERS["compiler"]  # `import trilithon` runs __init__, which imports the compiler
 
 DOORS = {
+    "onnx": ("trilithon/lower/onnx/library.py",),
+    "onnxruntime": ("trilithon/lower/onnx/library.py",),
+    "onnxscript": ("trilithon/lower/onnx/library.py",),
     "z3": ("trilithon/prove/",),
     "tensorrt": ("trilithon/lower/tensorrt/",),
     "tensorrt_rtx": ("trilithon/lower/tensorrt/",),
@@ -155,6 +158,8 @@ def test_a_leftward_import_is_not_found(file, line):
         ("trilithon/lower/tensorrt/engine.py", "import tensorrt_rtx as trt", 0),
         ("trilithon/bench/candidates.py", "importlib.import_module('torch_tensorrt')", 1),
         ("trilithon/bench/torch_tensorrt_row.py", "import torch_tensorrt", 0),
+        ("trilithon/lower/onnx/session.py", "import onnxruntime", 1),
+        ("trilithon/onnx_export.py", "from trilithon.lower.onnx import library", 0),
     ],
 )
 def test_the_wrong_door_is_found(file, line, count):

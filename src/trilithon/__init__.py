@@ -29,6 +29,7 @@ if typing.TYPE_CHECKING:
         VerificationFailed,
     )
     from trilithon.lower.native.flex import mask_mod
+    from trilithon.onnx_export import OnnxModel, export_onnx
     from trilithon.options import Options
     from trilithon.parallel.share import tensor_parallel
     from trilithon.prove.verdict import Proof, Verdict
@@ -58,6 +59,7 @@ _HOMES = {
     "errors": "CannotCache CannotLift CannotLower CapacityExceeded CaptureError GuardFailed InputError PassBroke ShapeError"
     " TrilithonError VerificationFailed",
     "lower.native.flex": "mask_mod",
+    "onnx_export": "OnnxModel export_onnx",
     "options": "Options",
     "parallel.share": "tensor_parallel",
     "prove.verdict": "Proof Verdict",
@@ -90,6 +92,7 @@ __all__ = [
     "InputError",
     "LocalWindow",
     "Mask",
+    "OnnxModel",
     "Options",
     "Or",
     "Padding",
@@ -105,6 +108,7 @@ __all__ = [
     "attention_mask",
     "compile",
     "explain",
+    "export_onnx",
     "load",
     "load_model",
     "load_tokenizer",

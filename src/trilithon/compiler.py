@@ -23,6 +23,7 @@ from trilithon.lower.tensorrt.lower import split_notes
 from trilithon.lower.tensorrt.module import site_forms
 from trilithon.options import Options
 from trilithon.parallel.share import shares_of, to_capture
+from trilithon.parallel.sites import agreed_sites
 from trilithon.prove.cache import default_cache
 from trilithon.prove.program import examine_program, prover_of, size_ranges
 from trilithon.report.build import canonical_heads, site_report, size_names
@@ -32,7 +33,6 @@ from trilithon.report.versions import versions
 from trilithon.rewrite.fuse_attention import Proved, canonical_sites
 from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import device_of, fake_inputs, input_names, unlift
-from trilithon.runtime.agree import require_same_program
 from trilithon.runtime.canary import Canary
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.original import original_model, original_program
@@ -78,19 +78,19 @@ def analyse(
     dynamic_shapes: Any,
     assume: tuple[Assumption, ...],
     options: Options,
+    checked: bool = True,
 ) -> Analysis:
-    """Capture one call, lift and prove each mask, and rewrite the sites that were proved."""
+    """Capture one call, lift and prove each mask, `checked` as in `examine_program`, and rewrite the proved sites."""
     with stage("export"):
         captured = capture(model, example, dynamic_shapes)
     with stage("prove"):
         cache = default_cache() if options.proof_cache else None
-        examined = examine_program(captured.program, assume, options.solver_seconds, cache)
+        examined = examine_program(captured.program, assume, options.solver_seconds, cache, checked=checked)
     proved = canonical_sites(examined)
     with stage("rewrite"):
-        rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program))
-    heads = canonical_heads(rewritten)
-    ranges, sites = size_ranges(captured.program), [site_report(e, heads) for e in examined]
-    require_same_program(captured.program.graph, captured.route, sites)
+        rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program, checked=checked))
+    heads, ranges = canonical_heads(rewritten), size_ranges(captured.program)
+    sites = agreed_sites(captured.program.graph, captured.route, examined, [site_report(e, heads) for e in examined])
     report = Report(
         model=type(model).__name__,
         inputs=input_names(captured.program),

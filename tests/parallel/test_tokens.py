@@ -107,5 +107,3 @@ def test_tokens_are_those_of_one_process(preset, ranks, kv, by_hand, tmp_path):
         assert (each["mask"], each["heads"]) == ("causal", [kv])
         assert any(note.startswith("tensor parallel: ") and f"over {ranks} ranks" in note for note in each["notes"])
         assert each["refused"] == [PROMPTS, SAVED.format(each["model"])]
-
-

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -228,3 +229,70 @@ def test_an_integer_that_a_caller_gives_may_be_negative(low, proved):
     lowered = trilithon.lower(program).module()
     for shift in (7, *(() if proved else (-3, 1 << 41))):
         torch.testing.assert_close(lowered(x, shift), program.module()(x, shift))
+
+
+def as_before(captured: ExportedProgram, *calls: dict[str, Any]) -> None:
+    """The lowered program gives what the captured one gives."""
+    lowered, own = trilithon.lower(captured).module(), captured.module()
+    for given in calls:
+        torch.testing.assert_close(lowered(**given), own(**given))
+
+
+def test_an_integer_that_a_caller_gives_is_no_size() -> None:
+    """Sums with it may wrap around, and as an index it may count from the end."""
+
+    class Given(nn.Module):
+        def forward(self, x: Tensor, step: int, last: int) -> tuple[Tensor, ...]:
+            place = torch.arange(x.shape[2])
+            masks = [(place <= place[:, None]) | differs for differs in (place + step < step, place[last] != last)]
+            return tuple(scaled_dot_product_attention(x, x, x, mask) for mask in masks)
+
+    x, shapes = torch.randn(1, 1, 7, 8), {"x": {2: Dim.AUTO}, "step": Dim.DYNAMIC, "last": Dim.DYNAMIC}
+    captured = capture(Given().eval(), {"x": x, "step": 3, "last": 4}, shapes).program
+    assert [str(site.mask) == "causal" for site in trilithon.explain(captured).sites] == [False, False]
+    as_before(captured, {"x": x, "step": 3, "last": 4}, {"x": x, "step": (1 << 63) - 1, "last": -1})
+
+
+def test_what_a_program_asserts_of_data_stays_asserted() -> None:
+    """A proof may rest on it, so it is no proof of itself."""
+
+    class Asserted(nn.Module):
+        def forward(self, x: Tensor, count: Tensor) -> Tensor:
+            place, number = torch.arange(x.shape[2]), count.item()
+            torch._check(number >= 0)
+            torch._check(number <= 5)
+            return scaled_dot_product_attention(x, x, x, (place <= place[:, None]) | (place + number < 0))
+
+    x = torch.randn(1, 1, 7, 8)
+    captured = capture(Asserted().eval(), {"x": x, "count": torch.tensor(3)}, {"x": {2: Dim.AUTO}, "count": {}}).program
+    (site,) = trilithon.explain(captured).sites
+    assert str(site.mask) == "causal"
+    as_before(captured, {"x": x, "count": torch.tensor(5)})
+    for beyond in (-3, 6):
+        with pytest.raises(RuntimeError, match="u0"):
+            trilithon.lower(captured).module()(x=x, count=torch.tensor(beyond))
+
+
+def test_a_scale_that_follows_from_an_input_is_no_number() -> None:
+    class Wide(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    shapes = {"x": {2: Dim.AUTO, 3: Dim.AUTO}}
+    captured = capture(Wide().eval(), {"x": torch.randn(1, 1, 7, 8)}, shapes).program
+    (site,) = trilithon.explain(captured).sites
+    assert str(site.mask) == "causal"
+    assert "its scale is not a number of the program" in site.runs_on
+    as_before(captured, {"x": torch.randn(1, 1, 7, 16)})
+
+
+def test_one_head_of_queries_over_several_of_keys_is_broadcasting() -> None:
+    class OneHead(nn.Module):
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            return scaled_dot_product_attention(q, k, k, is_causal=True)
+
+    q, k = torch.randn(1, 1, 7, 8), torch.randn(1, 4, 7, 8)
+    captured = capture(OneHead().eval(), {"q": q, "k": k}, {"q": {2: Dim.AUTO}, "k": {2: Dim.AUTO}}).program
+    (site,) = trilithon.explain(captured).sites
+    assert "fit only by broadcasting" in site.reason
+    as_before(captured, {"q": q, "k": k})

@@ -107,3 +107,11 @@ def _ranges(graph: Graph) -> dict[Any, Any]:
     shapes = None if mode is None else mode.shape_env
     ranges = {} if shapes is None else shapes.var_to_range
     return {symbol: allowed for symbol, allowed in ranges.items() if symbol.is_integer}  # others are floats
+
+
+def known_size(size: int | torch.SymInt) -> int | None:
+    """The one number that a size can be, though export may not have put it in; None where there are several."""
+    if isinstance(size, int):
+        return size
+    span = size.node.shape_env.bound_sympy(size.node.expr)
+    return int(span.lower) if span.lower == span.upper else None

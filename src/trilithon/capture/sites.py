@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from trilithon.capture.program import known_size
 from trilithon.errors import Where
 from trilithon.passes import bound_arguments, module_path, where_of
 
@@ -41,11 +42,8 @@ SCORE_OPS = RESHAPE | {
     aten.mul.Scalar,
     aten.div.Tensor,
     aten.div.Scalar,
-    aten.masked_fill.Scalar,
-    aten.masked_fill.Tensor,
-    aten.where.self,
-    aten.where.ScalarSelf,
-    aten.where.ScalarOther,
+    *(aten.masked_fill.Scalar, aten.masked_fill.Tensor),
+    *(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther),
     aten._to_copy.default,
     aten.to.dtype,
     aten.clone.default,
@@ -70,7 +68,7 @@ class Site:
         flat_heads: decomposed only: batch and heads share the first axis of the scores, with so many heads; 1 where that is
             not known, and then each head counts as a row of the batch.
         is_causal: torch's flag (upper left).
-        scale: factor on the scores; None = `1/sqrt(d)`.
+        scale: factor on the scores, a number or a node; None = `1/sqrt(d)`.
         problem: why this call cannot be rewritten whatever its mask, or "".
     """
 
@@ -83,7 +81,7 @@ class Site:
     mask: Node | None
     score: Node | None
     is_causal: bool
-    scale: float | None
+    scale: Any
     problem: str
     where: Where
     softmax: Node | None = None
@@ -99,14 +97,17 @@ class Site:
         return q[0], q[1], q[2], k[3] if self.kind == "decomposed" else k[2]
 
     @property
-    def softmax_scale(self) -> float:
-        return self.scale if self.scale is not None else 1.0 / math.sqrt(self.q.meta["val"].shape[-1])
+    def softmax_scale(self) -> float | None:
+        """None where it is no number of the program."""
+        if self.scale is None:
+            width = known_size(self.q.meta["val"].shape[-1])
+            return None if width is None else 1.0 / math.sqrt(width)
+        return self.scale if isinstance(self.scale, (int, float)) else None
 
 
 def find_sites(graph: Graph) -> list[Site]:
     """Every attention call, in graph order."""
-    found = list(_numbered(_sites(graph)))
-    return found
+    return list(_numbered(_sites(graph)))
 
 
 def _sites(graph: Graph) -> Iterator[Site]:
@@ -140,8 +141,8 @@ def _fused(node: Node) -> Site:
     if args.get("dropout_p"):
         problem = f"dropout_p={args['dropout_p']}: call model.eval() before exporting"
     q, k, v = args["query"], args["key"], args["value"]
-    if q.meta["val"].dim() != 4:
-        problem = f"its query has rank {q.meta['val'].dim()}, not 4 [b h s d]"
+    if (rank := q.meta["val"].dim()) != 4:
+        problem = f"its query has rank {rank}, not 4 [b h s d]"
     problem = problem or _broadcasts(q.meta["val"].shape, k.meta["val"].shape, v.meta["val"].shape)
     return Site(
         name=module_path(node) or node.name,
@@ -163,7 +164,8 @@ def _broadcasts(q: Sequence[Any], k: Sequence[Any], v: Sequence[Any]) -> str:
     """Why q `[b h s d]`, k `[b g t d]` and v `[b g t e]` fit only by broadcasting, or ""."""
     if not len(q) == len(k) == len(v) == 4:
         return "" if len(q) != 4 else "its keys or values have another rank than its query"
-    if str(k[0]) != str(q[0]) or list(map(str, v[:2])) != list(map(str, k[:2])):
+    apart = isinstance(q[1], int) and isinstance(k[1], int) and q[1] % k[1]
+    if apart or str(k[0]) != str(q[0]) or list(map(str, v[:2])) != list(map(str, k[:2])):
         return f"its operands fit only by broadcasting: q {list(q)}, k {list(k)}, v {list(v)}"
     return ""
 

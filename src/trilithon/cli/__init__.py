@@ -1,4 +1,4 @@
-"""The command line: `trilithon explain | compile | inspect | generate | bench | demo | doctor`.
+"""The command line: `trilithon explain | compile | export | inspect | generate | bench | demo | doctor`.
 
 Nothing heavy is imported before a command runs, so that `trilithon --help` answers at once.
 """
@@ -15,12 +15,13 @@ from trilithon.cli.bench import PRESETS, bench, demo
 from trilithon.cli.common import app
 from trilithon.cli.compile import compile
 from trilithon.cli.explain import explain
+from trilithon.cli.export import export
 from trilithon.cli.generate import generate
 from trilithon.cli.inspect import inspect
 from trilithon.cli.ranks import joined, text_of
 from trilithon.errors import TrilithonError
 
-__all__ = ["PRESETS", "app", "bench", "compile", "demo", "doctor", "explain", "generate", "inspect", "main"]
+__all__ = ["PRESETS", "app", "bench", "compile", "demo", "doctor", "explain", "export", "generate", "inspect", "main"]
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def options(
 
 @app.command()
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Print versions, devices, and what each backend can do here, or why it cannot."""
+    """Print versions, devices, and what each backend and integration can do here, or why it cannot."""
     from json import dumps
 
     from trilithon.bench.doctor import as_text, diagnose

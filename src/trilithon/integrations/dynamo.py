@@ -63,10 +63,17 @@ trilithon.reset = _reset  # type: ignore[attr-defined]
 
 def register() -> None:
     """Make the name "trilithon" known to torch.compile. An installed package is known without this, by its entry point."""
-    from torch._dynamo.backends.registry import list_backends, register_backend
+    from torch._dynamo.backends.registry import register_backend
 
-    if NAME not in list_backends(exclude_tags=()):
+    if not is_known():
         register_backend(trilithon, name=NAME)
+
+
+def is_known() -> bool:
+    """Whether torch.compile knows the name."""
+    from torch._dynamo.backends.registry import list_backends
+
+    return NAME in list_backends(exclude_tags=())
 
 
 def reports() -> tuple[Report, ...]:

@@ -74,6 +74,16 @@ def uninstall() -> None:
             registry.DYNAMO_ATEN_CONVERTERS.pop(target, None)
 
 
+def version() -> str:
+    """The Torch-TensorRT that `install` would change.
+
+    Raises:
+        InputError: as `install`.
+    """
+    _module(PASSES)
+    return str(importlib.import_module("torch_tensorrt").__version__)
+
+
 def reports() -> tuple[Report, ...]:
     """What was found in each graph that was lowered, oldest first: the last 64."""
     return tuple(_reports)

@@ -37,7 +37,7 @@ class Meaning:
     Attributes:
         keep: may query q attend to key k?
         dims: sizes `b h s t`.
-        scale: factor on the scores.
+        scale: factor on the scores; None where it is no number of the program.
         drops: the distinct values that block a cell ("False", "-inf", "-3.40282e+38").
         needs_key: the rewrite is right only where every row keeps a key: a fully masked row of this site is
             NaN or the mean of V, while the canonical op gives 0.
@@ -56,7 +56,7 @@ class Meaning:
 
     keep: Term
     dims: Dims
-    scale: float
+    scale: float | None
     drops: tuple[str, ...]
     needs_key: bool
     obligations: tuple[Obligation, ...]

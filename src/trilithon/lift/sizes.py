@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from trilithon.lift.symtensor import GIVEN, UNBACKED
 from trilithon.spec import term as t
 from trilithon.spec.term import Term
+
+
+def name_of(symbol: Any) -> str:
+    """Its name as a variable of terms. An integer that a caller gives is told by `given_`: torch makes sizes positive."""
+    name = str(symbol)
+    return name if symbol.is_positive or UNBACKED.fullmatch(name) else f"{GIVEN}{name}"
 
 
 def from_sympy(expr: Any) -> Term:
@@ -14,7 +21,7 @@ def from_sympy(expr: Any) -> Term:
     if expr.is_Integer:
         return t.integer(int(expr))
     if expr.is_Symbol:
-        return t.var(str(expr))
+        return t.var(name_of(expr))
     arguments = [from_sympy(a) for a in expr.args] if not expr.is_Pow else []
     if expr.is_Add:
         return t.add(*arguments)

@@ -14,9 +14,10 @@ from trilithon.spec.term import Sort, Term
 
 Idx = tuple[Term, ...]
 INTEGERS = {torch.int64: 64, torch.int32: 32, torch.int16: 16, torch.int8: 8, torch.uint8: 8}
+GIVEN = "given_"  # begins the name of an integer that a caller gives
 
-
-UNBACKED = re.compile(r"u\d+")  # torch's names for integers read from data, which may be negative
+UNBACKED = re.compile(r"u\d+")  # torch's names for integers read from data
+NUMBER = re.compile(rf"u\d+|{GIVEN}\w+")  # any of 64 bits; all other variables are sizes and indices
 
 
 def integer_range(dtype: torch.dtype) -> tuple[int, int]:
@@ -83,7 +84,7 @@ def is_nonnegative(term: Term) -> bool:
         return is_nonnegative(term.args[1])
     if term.op == "ite":
         return is_nonnegative(term.args[1]) and is_nonnegative(term.args[2])
-    return term.op == "var" and UNBACKED.fullmatch(term.args[0]) is None
+    return term.op == "var" and NUMBER.fullmatch(term.args[0]) is None
 
 
 def cast(value: Term, dtype: torch.dtype) -> Term:

@@ -198,7 +198,7 @@ def _example(model: nn.Module, given: Mapping[str, Any] | None) -> dict[str, Any
         )
     example, _ = hf.example_for(model, hf.usual_inputs(model)[:1])
     generator = torch.Generator().manual_seed(0)
-    most = int(getattr(model.config, "vocab_size", None) or 5)  # type: ignore[union-attr]
+    most = int(getattr(model.config, "vocab_size", None) or 5)
     for name, x in example.items():
         if isinstance(x, Tensor) and not x.is_floating_point():
             example[name] = torch.randint(0, most, x.shape, generator=generator).to(x)
@@ -218,7 +218,7 @@ def _require_same(model: nn.Module, made: nn.Module, example: Mapping[str, Any],
         raise VerificationFailed(
             f"the shares of {type(model).__name__} disagree with it",
             why=f"the relative error is {float(error):.2e}, and {limit:.0e} is allowed",
-            todo="give every rank the same weights; if they have, its layers cannot be shared as its tp_plan says: run it on one rank",
+            todo="give every rank the same weights; if they have, it cannot be shared as its tp_plan says: run it on one rank",
         )
 
 

@@ -7,25 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch.fx import Graph
-
 from trilithon.capture.program import Program
 from trilithon.capture.sites import Site, find_sites
 from trilithon.errors import CannotLift, InputError
 from trilithon.lift.meaning import Meaning, lift_site
-from trilithon.lift.symtensor import UNBACKED
+from trilithon.lift.sizes import name_of
+from trilithon.lift.symtensor import GIVEN, NUMBER
 from trilithon.prove.cache import ProofCache, Question
 from trilithon.prove.mask_graph import MaskGraph
-from trilithon.prove.prove import Finding, Ranges, examine
-from trilithon.prove.solve import Prover
+from trilithon.prove.prove import Finding, Ranges, examine, unguarded
+from trilithon.prove.solve import INT64, Prover
 from trilithon.prove.validate import Validation, validate
 from trilithon.prove.verdict import Proof, Verdict
 from trilithon.spec.assumption import Assumption
 from trilithon.spec.term import Term
 
 IN_TIME = 0.9  # of the solver's budget: a finding that took longer may be weaker than what more time would give
-LOWEST = -(1 << 63)
 
 
 @dataclass(frozen=True)
@@ -59,28 +56,21 @@ def size_ranges(program: Program) -> dict[str, tuple[int, int | None]]:
     An integer that is read from data, or that a caller gives, may be any of 64 bits: export says of the latter that it is
     0 or more, and checks nothing.
     """
-    given = _given_numbers(program.graph)
-    ranges = {str(symbol): allowed for symbol, allowed in program.range_constraints.items()}
-    return {name: _any_of_64_bits(r, 0) if name in given else _range(name, r) for name, r in ranges.items()}
+    return {name: _range(name, r) for symbol, r in program.range_constraints.items() for name in [name_of(symbol)]}
 
 
-def _given_numbers(graph: Graph) -> set[str]:
-    """The symbols of inputs that are integers, and no size of an input."""
-    held = [node.meta.get("val") for node in graph.find_nodes(op="placeholder")]
-    sizes = {str(size) for x in held if isinstance(x, torch.Tensor) for size in x.shape}
-    return {str(s) for x in held if isinstance(x, torch.SymInt) for s in x.node.expr.free_symbols} - sizes
+def every_size(ranges: Ranges) -> dict[str, tuple[int, int | None]]:
+    """The ranges for a program that runs where nobody checks the export's bounds: sizes from 1 on, and all numbers."""
+    return {name: INT64 if NUMBER.fullmatch(name) else (min(r[0], 1), None) for name, r in ranges.items()}
 
 
-def _range(symbol: str, allowed: Any) -> tuple[int, int | None]:
-    if UNBACKED.fullmatch(symbol) is not None:
-        return _any_of_64_bits(allowed)
-    return _finite(allowed.lower) or 0, _finite(allowed.upper)
-
-
-def _any_of_64_bits(allowed: Any, unchecked: int | None = None) -> tuple[int, int]:
-    """The range of a number; a lowest value of `unchecked` is none."""
+def _range(name: str, allowed: Any) -> tuple[int, int | None]:
     low, high = _finite(allowed.lower), _finite(allowed.upper)
-    return LOWEST if low in (None, unchecked) else low, -LOWEST - 1 if high is None else high
+    if NUMBER.fullmatch(name) is None:
+        return low or 0, high
+    if low == 0 and name.startswith(GIVEN):
+        low = None
+    return INT64[0] if low is None else low, INT64[1] if high is None else high
 
 
 def _finite(bound: Any) -> int | None:
@@ -92,7 +82,12 @@ def _finite(bound: Any) -> int | None:
 
 
 def examine_program(
-    program: Program, assume: tuple[Assumption, ...] = (), seconds: float = 10.0, cache: ProofCache | None = None
+    program: Program,
+    assume: tuple[Assumption, ...] = (),
+    seconds: float = 10.0,
+    cache: ProofCache | None = None,
+    *,
+    checked: bool = True,
 ) -> list[Examined]:
     """Lift and prove every site, in graph order, and compare what was proved with the program's own masks.
 
@@ -101,6 +96,7 @@ def examine_program(
         assume: declared facts about inputs.
         seconds: solver budget of one distinct mask.
         cache: where findings of earlier runs are.
+        checked: sizes and guards are checked in each call. Else only what holds for all sizes and inputs counts.
 
     Raises:
         InputError: a fact is declared about something that is not an input.
@@ -113,7 +109,8 @@ def examine_program(
                 why=f"this program has no input {a.table}",
                 todo=f"its inputs are {', '.join(n for n in sorted(names) if not n.startswith(('p_', 'b_', 'c_')))}",
             )
-    examiner = _Examiner(program, size_ranges(program), assume, seconds, cache)
+    ranges = size_ranges(program) if checked else every_size(size_ranges(program))
+    examiner = _Examiner(program, ranges, assume if checked else (), seconds, cache, checked)
     return [examiner.examine(site) for site in find_sites(program.graph)]
 
 
@@ -126,6 +123,7 @@ class _Examiner:
     assume: tuple[Assumption, ...]
     seconds: float
     cache: ProofCache | None
+    checked: bool
     found: dict[tuple[Any, ...], tuple[Finding, bool]] = field(default_factory=dict)
     compared: dict[tuple[Any, ...], Validation] = field(default_factory=dict)
 
@@ -137,7 +135,8 @@ class _Examiner:
         obligations = tuple((o.term, o.low, o.high) for o in meaning.obligations)
         key = (meaning.keep, meaning.dims, meaning.needs_key, obligations)
         if key not in self.found:
-            self.found[key] = self._find(meaning)
+            found, known = self._find(meaning)
+            self.found[key] = found if self.checked else unguarded(found), known
         finding, cached = self.found[key]
         if finding.proof.verdict is not Verdict.PROVED or site.mask is None:
             return Examined(site, meaning, finding, None, cached=cached)
@@ -180,7 +179,16 @@ def _distrust(finding: Finding, validated: Validation) -> Finding:
     return Finding(replace(finding.proof, verdict=Verdict.UNKNOWN, reason=reason), (), finding.formula)
 
 
-def prover_of(program: Program) -> Callable[[Term, dict[str, Term]], bool]:
-    """For passes: `proves(goal, bounds)` asks whether `goal` holds for all indices within the bounds and all sizes."""
-    ranges = size_ranges(program)
+def prover_of(program: Program, *, checked: bool = True) -> Callable[[Term, dict[str, Term]], bool]:
+    """For passes: `proves(goal, bounds)` asks whether `goal` holds for all indices within the bounds and all sizes.
+
+    Numbers may be any of 64 bits: what export says of one that is read from data holds by the program's own assertions, and
+    a pass drops those that are proved.
+
+    Args:
+        checked: sizes are checked in each call to be within the export's range. Else all sizes are meant.
+    """
+    allowed = size_ranges(program)
+    every = every_size(allowed)
+    ranges = {name: every[name] if not checked or NUMBER.fullmatch(name) else r for name, r in allowed.items()}
     return lambda goal, bounds: Prover(bounds, ranges, {}, seconds=5.0).valid(goal).status == "valid"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from trilithon.lift.meaning import Meaning
 from trilithon.lift.registry import Obligation
-from trilithon.lift.symtensor import UNBACKED
+from trilithon.lift.symtensor import NUMBER
 from trilithon.passes import where_of
 from trilithon.prove.atoms import in_own_sizes
 from trilithon.prove.recognise import Proposer
@@ -62,6 +62,22 @@ def examine(meaning: Meaning, ranges: Ranges, assume: tuple[Assumption, ...] = (
         return Finding(proofs[0], (), meaning.keep)
     unnamed = isinstance(proved[0].mask, Formula)
     return Finding(proved[0], tuple(proved[1:]), meaning.keep, nearest if unnamed else None)
+
+
+def unguarded(finding: Finding) -> Finding:
+    """What is left of a finding where nobody checks inputs: the first proof that needs no such check, or why there is none."""
+    proofs = [p for p in (finding.proof, *finding.alternatives) if p.verdict is Verdict.PROVED]
+    left = [p for p in proofs if not _checked(p)]
+    if left or not proofs:
+        return replace(finding, proof=left[0] if left else finding.proof, alternatives=tuple(left[1:]))
+    needs = " and ".join(a.text for a in _checked(proofs[0]))
+    reason = f"it is {proofs[0].mask} only if {needs}, which nobody checks when this program runs"
+    return Finding(replace(proofs[0], verdict=Verdict.UNKNOWN, reason=reason), (), finding.formula)
+
+
+def _checked(proof: Proof) -> list[Assumption]:
+    """What a proof needs that a run must look at."""
+    return [a for a in proof.assumptions if a.source != "op contract"]
 
 
 def _is_named(proof: Proof) -> bool:
@@ -233,5 +249,5 @@ def _cannot_wrap(obligation: Obligation) -> bool:
     if obligation.high < (1 << 63) - 1 or obligation.low > -(1 << 63):
         return False
     coefficients, constant = t.linear(obligation.term)
-    plain = all(x.op == "var" and UNBACKED.fullmatch(x.args[0]) is None for x in coefficients)
+    plain = all(x.op == "var" and NUMBER.fullmatch(x.args[0]) is None for x in coefficients)
     return plain and sum(map(abs, coefficients.values())) * UNBOUNDED + abs(constant) < 1 << 62

@@ -11,11 +11,12 @@ import z3
 
 from trilithon.prove.encode import Encoder
 from trilithon.spec import term as t
-from trilithon.spec.assumption import Assumption
+from trilithon.spec.assumption import Assumption, Source
 from trilithon.spec.term import Term
 from trilithon.spec.traverse import free_vars, walk
 
 UNBOUNDED = (1 << 31) - 1  # taken as the largest size where the export gives none
+INT64 = (-(1 << 63), (1 << 63) - 1)
 MOST_ROUNDS = 4  # of putting facts in: each may mention new elements
 
 
@@ -124,7 +125,8 @@ class Prover:
                 text = f"{name} <= {UNBOUNDED}: a larger mask cannot exist"
                 yield t.var(name) <= UNBOUNDED, Assumption(name, "range", "op contract", text)
             else:
-                yield t.var(name) <= high, Assumption(name, "range", "export range", f"{name} <= {high}")
+                source: Source = "op contract" if high == INT64[1] else "export range"
+                yield t.var(name) <= high, Assumption(name, "range", source, f"{name} <= {high}")
 
     def _inside(self, entry: Term) -> list[Term]:
         shape = self.tables.get(entry.args[0])

@@ -249,6 +249,8 @@ class _Cells:
         if SCORE not in self.given:
             return torch.zeros(())
         scale, cap = self.check.meaning.scale, self.check.meaning.softcap
+        if scale is None:
+            raise CannotRun("the factor on its scores is no number of the program")
         score = scale * self.fit(self.given[SCORE]).double()
         return score if cap is None else cap * torch.tanh(score / cap)
 

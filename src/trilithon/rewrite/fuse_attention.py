@@ -52,6 +52,8 @@ def why_not_canonical(examined: Examined) -> str | None:
 def _why_not_scores(examined: Examined, meaning: Meaning) -> str | None:
     if meaning.flat and examined.site.flat_heads == 1:
         return "how many heads share one axis with the batch is not known"
+    if meaning.scale is None:
+        return "its scale is not a number of the program: it changes with an input, or with the width of one"
     if meaning.softcap is not None and meaning.softcap <= 0.0:
         return f"its softcap is {meaning.softcap:g}"
     if meaning.sinks and meaning.tables.get(meaning.sinks_table) != (meaning.dims[1],):

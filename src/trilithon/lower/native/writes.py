@@ -25,6 +25,11 @@ def write_tokens(cache: Tensor, x: Tensor, start: Tensor, counts: Tensor) -> Ten
     """`cache_ops.write_cache`, run as it is, outside of compiled programs."""
     if not (cache.is_cuda and has_triton()):
         return write_cache(cache, x, start, counts)
+    write_by_kernel(cache, x, start, counts)
+    return cache
+
+
+def write_by_kernel(cache: Tensor, x: Tensor, start: Tensor, counts: Tensor) -> None:
     from trilithon.lower.native.write_kernels import write
 
     kept, x = cache, x if x.stride(3) == 1 else x.contiguous()
@@ -36,7 +41,6 @@ def write_tokens(cache: Tensor, x: Tensor, start: Tensor, counts: Tensor) -> Ten
     write[(-(-s // tokens), b * g)](
         x, kept, start, counts, *x.stride()[:3], *kept.stride()[:3], g, s, t, d, BLOCK_S=tokens, BLOCK_D=width
     )
-    return cache
 
 
 def separate_writes(gm: GraphModule, inputs: Sequence[Input]) -> None:

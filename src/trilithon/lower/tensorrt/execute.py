@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from mmap import ACCESS_READ, mmap
 from typing import Any
 
@@ -13,6 +13,12 @@ from torch import Tensor
 from trilithon.errors import CannotLower, InputError
 from trilithon.lower.tensorrt.engine import Engine
 from trilithon.lower.tensorrt.library import errors_since, library, logger, mark, torch_dtypes
+
+
+@cache
+def _runtime() -> Any:
+    """One for all engines, for as long as the process runs."""
+    return library().Runtime(logger())
 
 
 class Executor:
@@ -35,9 +41,8 @@ class Executor:
 
     @cached_property
     def _loaded(self) -> tuple[Any, ...]:
-        """Runtime, engine, settings and context; a tuple lets go of its last first, as TensorRT asks for."""
-        trt, place = library(), mark()
-        runtime = trt.Runtime(logger())
+        """Engine, settings and context; a tuple lets go of its last first, as TensorRT asks for."""
+        trt, place, runtime = library(), mark(), _runtime()
         if self._plan is not None:
             loaded = runtime.deserialize_cuda_engine(self._plan)
         else:
@@ -61,7 +66,7 @@ class Executor:
                 todo="free memory of the GPU, or compile with a smaller max_tokens or max_batch",
             )
         self._bind_weights(context)
-        return runtime, loaded, config, context
+        return loaded, config, context
 
     def _bind_weights(self, context: Any) -> None:
         """Give the context the addresses of the weights; those on the CPU are copied to the GPU first.

@@ -215,7 +215,7 @@ class Attention(_Generated):
         """Larger and smaller tiles, more and fewer parts, more warps."""
         n, parts, _ = self._own()
         shapes = [(n, parts, 4), (n, parts, 8), (n // 2, parts, 4), (n // 2, 2 * parts, 4), (n // 2, 2 * parts, 8)]
-        shapes += [(2 * n, parts, 4), (2 * n, parts, 8), (n, 16, 4), (n, 32, 4)]
+        shapes += [(2 * n, parts, 4), (2 * n, parts, 8), (n, 16, 4), (n, 32, 4), (n, 48, 4), (n, 48, 8), (2 * n, 24, 8)]
         return [{"block_n": b, "splits": s, "warps": w} for b, s, w in dict.fromkeys(shapes)]
 
     def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
