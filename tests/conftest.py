@@ -15,6 +15,7 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; Triton reads it once, when torch imports it
 
 import torch
+import torch._dynamo.config
 
 sys.path.insert(0, str(Path(__file__).parent))  # the table of masks is shared by several folders
 
@@ -22,6 +23,7 @@ from exports import shared
 from trilithon.capture import export
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they bring
+torch._dynamo.config.fake_tensor_cache_enabled = False  # tiny models: keeping costs more than it saves
 
 
 def pytest_collection_finish() -> None:

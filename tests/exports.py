@@ -20,7 +20,7 @@ from trilithon.capture import export
 from trilithon.capture.export import Captured
 from trilithon.rewrite.program import working_copy
 
-MOST = 24  # programs that are kept
+MOST = 100  # programs that are kept, of some megabytes each
 Capture = Callable[[nn.Module, Mapping[str, Any], Any], Captured]
 
 

@@ -34,6 +34,7 @@ def test_every_example_is_tested_and_short():
 
 
 @pytest.mark.parametrize("name", SAYS)
+@torch._dynamo.config.patch(fake_tensor_cache_enabled=True)  # as PyTorch has it
 def test_an_example_runs(name, capsys, monkeypatch, tmp_path):
     words = [str(tmp_path / "out")] if name == "build_engine" else []
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])

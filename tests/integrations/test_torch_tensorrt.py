@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from trilithon.errors import InputError
 from trilithon.integrations import torch_tensorrt as plugin
+from trilithon.integrations.constant_masks import write_out_constant_masks
 from trilithon.passes import bound_arguments
 from trilithon.report.report import SiteReport
 
@@ -206,6 +207,54 @@ def test_a_mistake_of_ours_leaves_the_graph_alone(monkeypatch):
     assert "no such thing" in plugin.reports()[-1].notes[0]
 
 
+# ------------------------------------------------------------ constant masks
+
+
+@pytest.mark.parametrize(("g", "efficient"), [(H, True), (H, False), (1, False)])
+def test_attention_with_a_constant_mask_is_written_out(g, efficient):
+    """The memory-efficient operation has no grouped heads."""
+    own = operands(g=g)
+    gm = graph_of(window, own=own, efficient=efficient) if g == H else grouped(own)
+    want = reference(own, window)
+    write_out_constant_masks(gm)
+    assert not [n for n in gm.graph.nodes if n.target in plugin.FUSED]
+    assert all("val" in n.meta for n in gm.graph.nodes if n.op == "call_function")
+    torch.testing.assert_close(gm(*own), want)
+
+
+def test_a_row_without_a_key_gives_zero():
+    def none_for_the_third(_: Any, q: Tensor, k: Tensor) -> Tensor:
+        i, j = places(q, k)
+        return added((j <= i) & (i != 2))
+
+    own = operands()
+    gm = write_out_constant_masks(graph_of(none_for_the_third, own=own, efficient=False))
+    found = gm(*own)
+    torch.testing.assert_close(found, reference(own, none_for_the_third))
+    assert not found[:, :, 2].any() and found.isfinite().all()
+
+
+def grouped(own: Operands) -> GraphModule:
+    class Grouped(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return sdpa(q, k, v, attn_mask=window(self, q, k), enable_gqa=True)
+
+    return torch.export.export(Grouped().eval(), own, strict=False).run_decompositions({}).module()
+
+
+def reference(own: Operands, make: Callable[..., Tensor]) -> Tensor:
+    q, k, v = own
+    return sdpa(q, k, v, attn_mask=make(None, q, k), enable_gqa=q.shape[1] != k.shape[1])
+
+
+@pytest.mark.parametrize(("make", "given", "dynamic"), [(padding, True, False), (window, False, True)])
+def test_attention_with_a_mask_of_inputs_or_of_sizes_stays(make, given, dynamic):
+    """Near misses: these are tensors of the network."""
+    gm = graph_of(make, *([torch.ones(2, S)] if given else []), dynamic=dynamic)
+    before = str(gm.graph)
+    assert str(write_out_constant_masks(gm).graph) == before
+
+
 # ------------------------------------------------------------ registration
 
 
@@ -269,7 +318,8 @@ def test_install_and_uninstall(monkeypatch, version):
     before = {target: list(known) for target, known in package.converters.items()}
     for _ in range(2):
         plugin.install()
-        assert package.passes == [plugin.prove_masks, len, abs]
+        own = [plugin.prove_masks, *([write_out_constant_masks] if version == "2.11.0" else [])]
+        assert package.passes == [*own, len, abs]
     ours = [
         target for target, known in package.converters.items() if known[0].converter_implementation is plugin.convert_attention
     ]

@@ -103,6 +103,14 @@ def test_layers_that_differ_in_one_number_are_two_parts() -> None:
     assert len(set(parts(changed))) == 4
 
 
+def test_layers_of_other_widths_are_two_parts() -> None:
+    """Dynamo compiles a part anew for other sizes of its weights, and gives up after a few."""
+    gm, _ = prompt_of("qwen3", 4)
+    name = next(str(n.target) for n in gm.graph.find_nodes(op="get_attr") if "layers_1_mlp_gate" in str(n.target))
+    setattr(gm, name, torch.nn.Parameter(torch.zeros(7, 5)))
+    assert len(set(parts(in_layers(gm, is_lowered_site, lambda part: part)))) == 4
+
+
 def test_a_write_of_8_bits_becomes_two() -> None:
     gm, inputs = prompt_of("qwen3", 4, torch.int8)
     before, after = given(inputs, [6, 4]), given(inputs, [6, 4])

@@ -49,9 +49,13 @@ CONFIGS = {
 }
 
 
-def tiny(name: str, attention: str = "sdpa") -> nn.Module:
+def tiny(name: str, attention: str = "sdpa", layers: int = 2) -> nn.Module:
     """A random-weight model whose greedy tokens are not all alike."""
-    model = hf.from_config(CONFIGS[name](), attention=attention)
+    config = CONFIGS[name]()
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    model = hf.from_config(config, attention=attention)
     for parameter in model.parameters():
         if parameter.dim() == 2:
             parameter.data.mul_(4.0)

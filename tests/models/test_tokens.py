@@ -42,9 +42,9 @@ def test_greedy_tokens_equal_eager(name: str, attention: str) -> None:
 def test_trained_checkpoint_over_twenty_prompts() -> None:
     model, tokenizer = trilithon.load_model("byte-llama"), trilithon.load_tokenizer("byte-llama")
     assert tokenizer is not None
-    llm = trilithon.compile(model, max_tokens=128)
-    for text in [topics[name].strip()[:40] for name in sorted(topics)[:20]]:
-        ids = tokenizer(text, return_tensors="pt").input_ids
+    llm = trilithon.compile(model, max_tokens=128, options=Options(max_batch=10))
+    prompts = tokenizer([topics[name].strip()[:40] for name in sorted(topics)[:20]], return_tensors="pt").input_ids
+    for ids in prompts.split([1, 1, 3, 5, 10]):
         want = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False, eos_token_id=None)
         assert torch.equal(llm.generate(ids, max_new_tokens=64, eos_token_id=None), want)
 
@@ -59,9 +59,10 @@ def test_a_used_decoder_starts_afresh() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_inductor_decode_equals_eager() -> None:
+def test_inductor_prompts_and_steps_equal_eager() -> None:
     model = tiny("llama-3.2")
     llm = trilithon.compile(model, max_tokens=40, options=Options(inductor=True))
+    assert "prefill: compiled by Inductor, once for all lengths" in llm.report.notes
     ids = torch.randint(3, 300, (1, 12), generator=torch.Generator().manual_seed(3))
     want = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)
     assert torch.equal(llm.generate(ids, max_new_tokens=20), want)

@@ -92,7 +92,7 @@ def test_what_was_proved_agrees(name: str) -> None:
     ],
 )
 def test_every_site_of_a_model_agrees(model: str, inputs: tuple[str, ...], attention: str) -> None:
-    module = tiny(model, attention)
+    module = tiny(model, attention, layers=1)
     for found in examined(module, *hf.example_for(module, inputs)):
         validated = validation_of(found)
         assert validated.cells > 0 and len(validated.sizes) == ROUNDS

@@ -169,3 +169,17 @@ def test_operands_that_only_broadcast_stay() -> None:
     module = Broadcast()
     changed = lower(exported(module))
     assert (changed.module()(*inputs()) - module(*inputs())).abs().max() < 1e-12
+
+
+def test_an_input_may_be_called_input() -> None:
+    """fx takes the names of Python's own functions for itself."""
+
+    class Model(nn.Module):
+        def forward(self, input: Tensor) -> Tensor:
+            return scaled_dot_product_attention(input, input, input, is_causal=True)
+
+    program = torch.export.export(Model().eval(), (torch.randn(1, 2, 5, 8),), dynamic_shapes={"input": {2: Dim("s")}})
+    lowered = lower(program)
+    assert lowered.graph.find_nodes(op="call_function", target=ATTENTION)
+    longer = torch.randn(1, 2, 9, 8)
+    torch.testing.assert_close(lowered.module()(longer), Model()(longer))

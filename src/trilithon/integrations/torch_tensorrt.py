@@ -21,6 +21,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from trilithon.capture.program import GraphProgram
 from trilithon.capture.sites import FUSED, find_sites
 from trilithon.errors import CannotLower, InputError, TrilithonError
+from trilithon.integrations.constant_masks import write_out_constant_masks
 from trilithon.integrations.masks import drop_proved_masks
 from trilithon.lower.tensorrt import converters as _  # noqa: F401 (fills the table)
 from trilithon.lower.tensorrt.converters.registry import CONVERTERS
@@ -50,23 +51,27 @@ def install(*, converters: bool = True) -> None:
 
     Args:
         converters: also convert attention our way, from Torch-TensorRT 2.13 on: grouped heads, values of another width,
-            biases of another type, causal by position at any lengths.
+            biases of another type, causal by position at any lengths. Else attention with a constant mask is written out.
 
     Raises:
         InputError: torch_tensorrt cannot be imported, or is of a version that this plug-in was not written for.
     """
     passes = _module(PASSES)
+    ours = converters and _has_our_attention()
     if prove_masks not in passes.ATEN_POST_LOWERING_PASSES.passes:
         passes._aten_lowering_pass(prove_masks, index=0)  # before masks are folded to constants, or dropped
-    if converters and _has_our_attention():
+        if not ours:
+            passes._aten_lowering_pass(write_out_constant_masks, index=1)
+    if ours:
         _register(_module(REGISTRY))
 
 
 def uninstall() -> None:
     """Leave Torch-TensorRT as it was, with its own default for masks."""
     passes, registry = _module(PASSES), _module(REGISTRY)
-    while prove_masks in passes.ATEN_POST_LOWERING_PASSES.passes:
-        passes._remove_lowering_pass(index=passes.ATEN_POST_LOWERING_PASSES.passes.index(prove_masks))
+    for own in (prove_masks, write_out_constant_masks):
+        while own in passes.ATEN_POST_LOWERING_PASSES.passes:
+            passes._remove_lowering_pass(index=passes.ATEN_POST_LOWERING_PASSES.passes.index(own))
     for target in FUSED:
         known = registry.DYNAMO_ATEN_CONVERTERS.get(target, [])
         known[:] = [support for support in known if support.converter_implementation is not convert_attention]

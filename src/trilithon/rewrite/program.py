@@ -15,6 +15,9 @@ def working_copy(program: ExportedProgram) -> tuple[GraphModule, dict[Node, Node
     graph = Graph()
     mapping: dict[Node, Node] = {}
     output = graph.graph_copy(program.graph, mapping)
+    for old, new in mapping.items():
+        if old.op == "placeholder":
+            new.name = old.name  # fx would call `input` `input_1`, and the signature does not
     node = graph.output(output)
     node.meta = dict(program.graph.output_node().meta)
     return GraphModule(program.graph_module, graph), mapping

@@ -80,7 +80,9 @@ class _Maker:
 
     def add(self, nodes: list[Node]) -> None:
         part = _Part(nodes)
-        name = self.kinds.setdefault(part.kind, f"part_{len(self.kinds)}")
+        held = [getattr(self.gm, str(x.target)) for x in part.inputs if x.op == "get_attr"]
+        kind = (*part.kind, *((x.shape, x.dtype) for x in held))  # else Dynamo would compile one part again and again
+        name = self.kinds.setdefault(kind, f"part_{len(self.kinds)}")
         if not hasattr(self.root, name):
             setattr(self.root, name, self.compiled(GraphModule(nn.Module(), part.graph)))
         results = self.graph.call_module(name, tuple(self.value(x) for x in part.inputs))
