@@ -8,76 +8,68 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
-import transformers
 
-from parallel.together import together
+from parallel.test_tokens import small
+from parallel.together import Together
 from trilithon import cli
-from trilithon.capture import hf
+from trilithon.bench.measure import random_ids
 from trilithon.cli import ranks
 
 WORDS = ["--prompt-tokens", "5", "--max-new-tokens", "6", "--device", "cpu", "--no-eos"]
 RUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("llama")
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 300, "head_dim": 16}
-    config = transformers.LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, initializer_range=0.3)
-    hf.from_config(config).save_pretrained(path)
-    return path
+LAST = 10  # seconds that another rank may live on
 
 
 def command(folder: str) -> str:
     """What a process that joins the group of the test prints."""
-    rank, size = dist.get_rank(), dist.get_world_size()
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size))
     out = io.StringIO()
-    sys.argv = ["trilithon", "generate", folder, *WORDS]
-    patch: Any = ranks
-    patch._join = patch._leave = lambda: None  # the group is there
-    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
-        cli.main()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", str(dist.get_rank()))
+        patch.setenv("WORLD_SIZE", str(dist.get_world_size()))
+        patch.setattr(sys, "argv", ["trilithon", "generate", folder, *WORDS])
+        for name in ("_join", "_leave"):
+            patch.setattr(ranks, name, lambda: None)  # the group is there
+        with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
+            cli.main()
     assert not ended.value.code
     return out.getvalue()
 
 
-def test_the_first_rank_alone_prints_the_tokens_of_one_process(folder, tmp_path, monkeypatch, capsys):
-    first, other = together(2, tmp_path, command, str(folder))
+def test_the_first_rank_alone_prints_the_tokens_of_one_process(tmp_path: Path, pair: Together) -> None:
+    model: Any = small("qwen2.5-0.5b")
+    model.save_pretrained(tmp_path)
+    ids = random_ids(model, 5)
+    tokens = model.generate(ids, max_new_tokens=6, do_sample=False)[0, 5:].tolist()
+    first, other = pair(command, str(tmp_path))
     assert other == ""
-    assert "2 query heads and 2 key/value heads over 2 ranks: each holds 1 and 1" in first
-    monkeypatch.setattr(sys, "argv", ["trilithon", "generate", str(folder), *WORDS])
-    with pytest.raises(SystemExit):
-        cli.main()
-    alone = capsys.readouterr().out
-    tokens = next(line for line in alone.splitlines() if line.startswith("[5 random tokens]"))
-    assert tokens in first.splitlines()
-    assert len(tokens.split()) > 6 and torch.cuda.device_count() == 0
+    assert "14 query heads and 2 key/value heads over 2 ranks: each holds 7 and 1" in first
+    assert f"[5 random tokens] {' '.join(map(str, tokens))} " in first.splitlines()
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    run = [*RUN, str(port), "-m", "trilithon", *words]
-    return subprocess.run(run, env=environment, capture_output=True, text=True, timeout=100, check=False)
-
-
-def test_torchrun_ends_where_a_command_is_not_for_several_processes():
-    ran = torchrun("compile", "llama-3.2-1b")
-    assert ran.returncode != 0
-    assert "trilithon runs in several processes for one command only, generate" in ran.stderr
+@pytest.mark.parametrize("words", [("compile", "llama-3.2-1b"), ("doctor",)])
+def test_commands_of_one_process_are_refused(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends(monkeypatch, lambda: None, *words) == [1]
+    assert capsys.readouterr().err == (
+        "rank 1: trilithon runs in several processes for one command only, generate\n  leave torchrun out\n"
+    )
 
 
 @pytest.mark.parametrize("code", [1, 3])
-def test_a_rank_that_fails_waits_for_nobody(code, monkeypatch):
+def test_a_rank_that_fails_waits_for_nobody(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_join", lambda: None)
+    assert ends(monkeypatch, lambda: sys.exit(code), "generate") == [code]
+
+
+def ends(monkeypatch: pytest.MonkeyPatch, work: Any, *words: str) -> list[int]:
+    """The codes with which a rank that does `work` ends at once."""
     ended = []
 
     def end(code: int) -> None:
@@ -86,8 +78,42 @@ def test_a_rank_that_fails_waits_for_nobody(code, monkeypatch):
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(ranks, "_join", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["trilithon", *words])
     monkeypatch.setattr(ranks, "_end", end)
     with pytest.raises(KeyboardInterrupt), ranks.joined():
-        sys.exit(code)
-    assert ended == [code]
+        work()
+    return ended
+
+
+FAILING = """
+import os, sys, time
+from trilithon import cli
+from trilithon.errors import InputError
+import torch, torch.distributed as dist
+
+def work(*_, **__):
+    if os.environ["RANK"] == "1":
+        print("failed at", time.time(), file=sys.stderr)
+        raise InputError("the GPU is full", todo="use a smaller model")
+    dist.all_reduce(torch.ones(1))  # waits for rank 1
+
+import trilithon.cli.generate as module
+sys.modules["trilithon.cli.generate"].load = work
+sys.argv = ["trilithon", "generate", "llama-3.2-1b"]
+cli.main()
+"""
+
+
+def test_torchrun_ends_all_ranks_when_one_fails(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(FAILING)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([*RUN, str(port), str(script)], env=environment, capture_output=True, text=True, timeout=100, check=False)
+    ended = time.time()
+    assert ran.returncode != 0
+    assert "rank 1: the GPU is full\n  use a smaller model\n" in ran.stderr
+    failed = float(ran.stderr.partition("failed at ")[2].split()[0])
+    assert ended - failed < LAST

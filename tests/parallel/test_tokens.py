@@ -14,7 +14,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import trilithon
 from models import configs
-from parallel.together import together
+from parallel.together import Together
 from trilithon import Options
 from trilithon.capture import hf
 from trilithon.errors import CannotLower, InputError
@@ -88,22 +88,25 @@ def tokens_of(preset: str, by_hand: bool = False) -> dict[str, Any]:
     }
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("preset", "ranks", "kv", "by_hand"),
-    [
-        ("llama-3.2-1b", 2, 4, True),
-        ("qwen3-0.6b", 2, 4, False),
-        ("qwen2.5-0.5b", 2, 1, False),
-        ("qwen2.5-0.5b", 4, 1, False),  # 14 query heads do not divide, and 2 of keys and values are fewer than ranks
-    ],
-)
-def test_tokens_are_those_of_one_process(preset, ranks, kv, by_hand, tmp_path):
-    found = together(ranks, tmp_path, tokens_of, preset, by_hand)
+def check(found: list[dict[str, Any]], preset: str, kv: int) -> None:
     for each in found:
         assert each["greedy"] == alone(preset)
         assert each["drafts"] == alone(preset)[:1]
         assert each["drawn"] == found[0]["drawn"] != each["greedy"]
         assert (each["mask"], each["heads"]) == ("causal", [kv])
-        assert any(note.startswith("tensor parallel: ") and f"over {ranks} ranks" in note for note in each["notes"])
+        assert any(note.startswith("tensor parallel: ") and f"over {len(found)} ranks" in note for note in each["notes"])
         assert each["refused"] == [PROMPTS, SAVED.format(each["model"])]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("preset", "by_hand"), [("llama-3.2-1b", True), ("qwen3-0.6b", False)])
+def test_tokens_are_those_of_one_process(preset: str, by_hand: bool, pair: Together) -> None:
+    alone(preset)  # now, so that the ranks need not import the model
+    check(pair(tokens_of, preset, by_hand), preset, 4)
+
+
+@pytest.mark.timeout(300)
+def test_heads_that_do_not_divide(three: Together) -> None:
+    """One rank holds 7 query heads; two hold 3 and 4, and the same head of keys and values."""
+    alone("qwen2.5-0.5b")
+    check(three(tokens_of, "qwen2.5-0.5b"), "qwen2.5-0.5b", 1)

@@ -1,9 +1,9 @@
-"""Several ranks as copies of the test's process, so that none imports anything again."""
+"""Several ranks as copies of the test's process, so that none imports anything again; they live through several tests."""
 
 from __future__ import annotations
 
 import multiprocessing
-import time
+import os
 import traceback
 import warnings
 from collections.abc import Callable
@@ -16,37 +16,62 @@ import torch.distributed as dist
 SECONDS = 280
 
 
-def together(ranks: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `work(*arguments)` gives on each rank of a group of its own; plain data.
+class Together:
+    """Ranks of one group.
 
     Args:
-        folder: where the ranks may find each other.
+        ranks: how many.
+        folder: where they may find each other.
     """
-    context = multiprocessing.get_context("fork")
-    pipes = [context.Pipe(duplex=False) for _ in range(ranks)]
-    store = folder / f"store-{time.monotonic_ns()}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of copies of a process with threads
-        processes = [
-            context.Process(target=_run, args=(rank, ranks, store, pipes[rank][1], work, arguments)) for rank in range(ranks)
-        ]
-        for process in processes:
-            process.start()
-    try:
-        found = [own.recv() if own.poll(SECONDS) else "it did not end" for own, _ in pipes]
-    finally:
-        for process in processes:
-            process.join(5)
+
+    def __init__(self, ranks: int, folder: Path) -> None:
+        self.ranks, self.folder, self.groups = ranks, folder, 0
+        self.processes: list[Any] = []
+        self.pipes: list[Any] = []
+
+    def __call__(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What `work(*arguments)` gives on each rank; plain data. After an error the next call starts a new group."""
+        if not self.processes:
+            self._start()
+        found: list[Any] = []
+        try:
+            for pipe in self.pipes:
+                pipe.send((os.environ["TRILITHON_CACHE"], work, arguments))
+            found = [pipe.recv() if pipe.poll(SECONDS) else "it did not end" for pipe in self.pipes]
+        finally:
+            failed = [x for x in found if isinstance(x, str)]
+            if failed or not found:
+                self.end()
+        assert not failed, "\n".join(failed)
+        return [value for (value,) in found]
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self.groups += 1
+        store = self.folder / f"store-{self.groups}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python 3.12 warns of copies of a process with threads
+            for rank in range(self.ranks):
+                own, other = context.Pipe()
+                process = context.Process(target=_serve, args=(rank, self.ranks, store, other), daemon=True)
+                process.start()
+                self.processes.append(process)
+                self.pipes.append(own)
+
+    def end(self) -> None:
+        for process in self.processes:
             process.kill()
-    failed = [text for text in found if isinstance(text, str)]
-    assert not failed, "\n".join(failed)
-    return [value for (value,) in found]
+            process.join()
+        self.processes, self.pipes = [], []
 
 
-def _run(rank: int, ranks: int, store: Path, pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    torch.manual_seed(rank)  # what is drawn may differ
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-        pipe.send((work(*arguments),))
-    except BaseException:
-        pipe.send(f"rank {rank}: {traceback.format_exc()}")
+def _serve(rank: int, ranks: int, store: Path, pipe: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    while True:
+        folder, work, arguments = pipe.recv()
+        os.environ["TRILITHON_CACHE"] = folder
+        torch.manual_seed(rank)  # what is drawn may differ
+        try:
+            pipe.send((work(*arguments),))
+        except BaseException:
+            pipe.send(f"rank {rank}: {traceback.format_exc()}")
