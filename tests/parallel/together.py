@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import traceback
 import warnings
 from collections.abc import Callable
@@ -36,7 +35,7 @@ class Together:
         found: list[Any] = []
         try:
             for pipe in self.pipes:
-                pipe.send((os.environ["TRILITHON_CACHE"], work, arguments))
+                pipe.send((work, arguments))
             found = [pipe.recv() if pipe.poll(SECONDS) else "it did not end" for pipe in self.pipes]
         finally:
             failed = [x for x in found if isinstance(x, str)]
@@ -47,6 +46,7 @@ class Together:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
+        torch.export.export(torch.nn.ReLU(), (torch.zeros(2),)).run_decompositions({})  # imports what each rank would import
         self.groups += 1
         store = self.folder / f"store-{self.groups}"
         with warnings.catch_warnings():
@@ -68,8 +68,7 @@ class Together:
 def _serve(rank: int, ranks: int, store: Path, pipe: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     while True:
-        folder, work, arguments = pipe.recv()
-        os.environ["TRILITHON_CACHE"] = folder
+        work, arguments = pipe.recv()
         torch.manual_seed(rank)  # what is drawn may differ
         try:
             pipe.send((work(*arguments),))
