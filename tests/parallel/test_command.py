@@ -91,14 +91,13 @@ from trilithon import cli
 from trilithon.errors import InputError
 import torch, torch.distributed as dist
 
-def work(*_, **__):
+def load(*_, **__):
     if os.environ["RANK"] == "1":
         print("failed at", time.time(), file=sys.stderr)
         raise InputError("the GPU is full", todo="use a smaller model")
     dist.all_reduce(torch.ones(1))  # waits for rank 1
 
-import trilithon.cli.generate as module
-sys.modules["trilithon.cli.generate"].load = work
+sys.modules["trilithon.cli.common"].load = load
 sys.argv = ["trilithon", "generate", "llama-3.2-1b"]
 cli.main()
 """

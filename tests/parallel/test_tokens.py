@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import cache
 from typing import Any
 
@@ -18,6 +20,7 @@ from parallel.together import Together
 from trilithon import Options
 from trilithon.capture import hf
 from trilithon.errors import CannotLower, InputError
+from trilithon.parallel import share as share_module
 
 NEW, CAPACITY = 12, 32
 PROMPTS = """ranks were given different prompts
@@ -103,6 +106,49 @@ def check(found: list[dict[str, Any]], preset: str, kv: int) -> None:
 def test_tokens_are_those_of_one_process(preset: str, by_hand: bool, pair: Together) -> None:
     alone(preset)  # now, so that the ranks need not import the model
     check(pair(tokens_of, preset, by_hand), preset, 4)
+
+
+def memory_of(preset: str) -> dict[str, Any]:
+    """What a share holds, and what of the model is left when it is dropped."""
+    model: Any = small(preset)
+    whole = sum(x.nbytes for x in model.parameters())
+    share: Any = trilithon.tensor_parallel(model)
+    before = [(id(x), x.data_ptr()) for x in model.parameters()]
+    share.to(torch.float64)
+    cut = [x for name, x in share.named_parameters() if name.endswith("_proj.weight")]
+    same = before == [(id(x), x.data_ptr()) for x in model.parameters()]
+    gone = [weakref.ref(x) for x in (model, *model.parameters())]
+    del model
+    gc.collect()
+    return {
+        "left": sum(x() is not None for x in gone),
+        "model stays": same,
+        "own memory": all(x.untyped_storage().nbytes() == x.nbytes for x in cut),
+        "part": sum(x.nbytes for x in cut) / 2 / whole,
+    }
+
+
+@pytest.mark.parametrize("preset", ["llama-3.2-1b", "qwen3-0.6b"])
+def test_a_share_holds_no_more_than_its_part(preset: str, pair: Together) -> None:
+    for found in pair(memory_of, preset):
+        assert (found["left"], found["model stays"], found["own memory"]) == (0, True, True)
+        assert 0 < found["part"] < 0.5
+
+
+def on_meta(preset: str) -> list[str]:
+    """Where the tensors of a share are that is kept on another device than the model."""
+    share = trilithon.tensor_parallel(small(preset), device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(share_module, "_require_same", lambda *_: None)
+        moved = trilithon.tensor_parallel(small(preset), device="meta")
+    kinds = {str(x.device) for x in (*moved.parameters(), *moved.buffers())}
+    shapes = [(name, x.shape) for name, x in moved.state_dict().items()]
+    assert shapes == [(name, x.shape) for name, x in share.state_dict().items()]
+    return sorted(kinds)
+
+
+def test_all_of_a_share_is_on_its_device(pair: Together) -> None:
+    assert pair(on_meta, "llama-3.2-1b") == [["meta"]] * 2
 
 
 @pytest.mark.timeout(300)

@@ -52,7 +52,7 @@ def generate(
     if is_artefact(model):
         compiled, ids = _load_compiled(model, device, text, prompt_tokens, seed, options)
     else:
-        module = shared(load(model, dtype, device, layers, seed))
+        module = load(model, dtype, device, layers, seed) if ranks() == 1 else shared(model, dtype, device, layers, seed)
         compiled, ids = _compile(module, backend, text, prompt_tokens, seed, max_new_tokens, max_tokens, options)
     arguments: dict[str, Any] = {} if eos else {"eos_token_id": None}
     arguments |= {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "repetition_penalty": repetition_penalty}

@@ -77,10 +77,16 @@ def _refuse(what: str, *, why: str = "", todo: str = "") -> NoReturn:
 
 
 def _leave() -> None:
+    import torch
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        dist.all_reduce(torch.zeros(1))  # all have come to the end, and what they sent has arrived
+        _end(0)  # CUDA graphs hold collectives, and NCCL would wait for the last of those graphs
+    dist.destroy_process_group()
 
 
 def _end(code: int) -> NoReturn:
@@ -99,22 +105,22 @@ def _first_alone_prints() -> Iterator[None]:
         yield
 
 
-def shared(model: nn.Module) -> nn.Module:
-    """This rank's share of a model; all of it where there is one process.
+def shared(model: str, dtype: str | None, device: str | None, layers: int | None, seed: int) -> nn.Module:
+    """This rank's share of a model, which is loaded in the host's memory: a GPU holds no more than the share.
 
     Raises:
-        InputError: the model is on another device than this rank's.
+        InputError: `device` is another GPU than this rank's.
     """
-    if ranks() == 1:
-        return model
     import torch
 
+    from trilithon.cli.common import load
     from trilithon.parallel.share import shares_of, tensor_parallel
 
-    device = next(model.parameters()).device
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        why = f"the model was loaded on {device}, and rank {os.environ['RANK']} has cuda:{torch.cuda.current_device()}"
+    own = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    asked = own if device is None else torch.device(device)
+    if asked.type == "cuda" and asked.index not in (None, own.index):
+        why = f"{asked} was asked for, and rank {os.environ['RANK']} has {own}"
         raise InputError("ranks cannot share one GPU", why=why, todo="leave --device out: torchrun gives each rank its own")
-    made = tensor_parallel(model)
+    made = tensor_parallel(load(model, dtype, device, layers, seed, in_host_memory=True), device=asked)
     print(*shares_of(made), sep="\n")
     return made

@@ -15,13 +15,14 @@ class Columns(nn.Module):
     Args:
         weight: `[out in]`, whole.
         own: outputs of this rank.
+        device: where they are kept.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, own: range) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, own: range, device: torch.device) -> None:
         super().__init__()
         self.in_features, self.out_features = weight.shape[1], len(own)
-        self.weight = _held(weight[own.start : own.stop])
-        self.bias = None if bias is None else _held(bias[own.start : own.stop])
+        self.weight = _held(weight[own.start : own.stop], device)
+        self.bias = None if bias is None else _held(bias[own.start : own.stop], device)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -33,12 +34,21 @@ class Joined(nn.Module):
     The result is the same on all ranks to the last bit. Outputs are padded to as many on each rank.
 
     Args:
-        weight: `[out in]`, whole; where it is another layer's too and divides evenly, a view of it is held.
+        weight: `[out in]`, whole; where it `is_shared` with another layer, on `device`, and divides evenly, a view is held.
         rank, ranks, group: whose.
+        device: where they are kept.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, rank: int, ranks: int, group: str, *, is_shared: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        rank: int,
+        ranks: int,
+        group: str,
+        device: torch.device,
+        *,
+        is_shared: bool = False,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
@@ -47,8 +57,8 @@ class Joined(nn.Module):
         own = range(min(rank * size, self.out_features), min((rank + 1) * size, self.out_features))
         missing = size - len(own)
         part = weight[own.start : own.stop]
-        self.weight = _held(pad(part, (0, 0, 0, missing)) if missing else part, is_view=is_shared and not missing)
-        self.bias = None if bias is None else _held(pad(bias[own.start : own.stop], (0, missing)))
+        self.weight = _held(pad(part, (0, 0, 0, missing)) if missing else part, device, is_view=is_shared and not missing)
+        self.bias = None if bias is None else _held(pad(bias[own.start : own.stop], (0, missing)), device)
 
     def forward(self, x: Tensor) -> Tensor:
         own = linear(x, self.weight, self.bias)
@@ -66,15 +76,18 @@ class Rows(nn.Module):
         weight: `[out in]`, whole.
         own: inputs of this rank.
         group: whose results are added up.
+        device: where they are kept.
         takes_all: it is given all inputs, not this rank's alone.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, own: range, group: str, *, takes_all: bool) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, own: range, group: str, device: torch.device, *, takes_all: bool
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features = len(own), weight.shape[0]
         self.first, self.group, self.takes_all = own.start, group, takes_all
-        self.weight = _held(weight[:, own.start : own.stop])
-        self.bias = None if bias is None else _held(bias)
+        self.weight = _held(weight[:, own.start : own.stop], device)
+        self.bias = None if bias is None else _held(bias, device)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.takes_all:
@@ -83,8 +96,8 @@ class Rows(nn.Module):
         return total if self.bias is None else total + self.bias
 
 
-def _held(x: Tensor, is_view: bool = False) -> nn.Parameter:
+def _held(x: Tensor, device: torch.device, is_view: bool = False) -> nn.Parameter:
     """A parameter with memory of its own, so that the whole tensor can go."""
     x = x.detach()
-    kept = x if is_view else x.clone(memory_format=torch.contiguous_format)
+    kept = x if is_view else x.to(device, copy=True, memory_format=torch.contiguous_format)
     return nn.Parameter(kept, requires_grad=False)

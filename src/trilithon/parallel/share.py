@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from trilithon.capture import hf
 from trilithon.errors import CaptureError, InputError, VerificationFailed
@@ -43,21 +43,29 @@ class Ranks:
         return str(self.group.group_name)
 
 
-def tensor_parallel(model: nn.Module, example_kwargs: Mapping[str, Any] | None = None, *, group: Any = None) -> nn.Module:
+def tensor_parallel(
+    model: nn.Module,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    group: Any = None,
+    device: str | torch.device | None = None,
+) -> nn.Module:
     """This rank's share of a model: every rank of the group calls it with the same model.
 
     The weights of attention and MLP are cut as the model's `tp_plan` says (whole heads, see `heads_of`), or as
     `parallelize_module` has cut them; the rest is held by each rank. `model` is left as it is: drop it, and the memory of what
-    other ranks hold is free. The shares are run once against `model`.
+    other ranks hold is free. The shares are run once against `model`, each where it is.
 
     Args:
         model: of transformers with a `tp_plan`, or any module whose linear layers hold DTensors; its weights are the same on
             all ranks.
         example_kwargs: keyword arguments of one call, to compare with; a Hugging Face model has a default.
         group: None = that of the DTensors, else all processes.
+        device: where this rank's share is kept. With `model` on the CPU, a GPU never holds more of it than that. None = where
+            `model` is.
 
     Returns:
-        A module to be given to `compile`; of one rank `model` itself.
+        A module to be given to `compile`; of one rank `model` itself, on `device`.
 
     Raises:
         InputError: there is no process group, or there are more ranks than heads.
@@ -66,10 +74,10 @@ def tensor_parallel(model: nn.Module, example_kwargs: Mapping[str, Any] | None =
     """
     ranks = _ranks(model, group)
     if ranks.size == 1 and not has_dtensors(model):
-        return model
+        return model if device is None else model.to(device)
     plan = make_plan(model, ranks.rank, ranks.size)
     with torch.no_grad():
-        made = _Maker(model, ranks, plan).module(model, "")
+        made = _Maker(model, ranks, plan, None if device is None else torch.device(device)).module(model, "")
         if not any(x.is_meta for x in model.parameters()):
             _require_same(model, made, _example(model, example_kwargs), ranks)
     setattr(made, NOTES, tuple(f"tensor parallel: {note}" for note in (*plan.notes, *_others(plan))))
@@ -123,11 +131,14 @@ def _ranks(model: nn.Module, group: Any) -> Ranks:
 
 @dataclass
 class _Maker:
-    """Copies the tree of modules, with a rank's part of each tensor; the tensors that all ranks hold are the model's own."""
+    """Copies the tree of modules, with a rank's part of each tensor; the tensors that all ranks hold are the model's own, where
+    they are on the same device.
+    """
 
     model: nn.Module
     ranks: Ranks
     plan: Plan
+    device: torch.device | None
     modules: dict[int, nn.Module] = field(default_factory=dict)
     tensors: dict[int, nn.Parameter] = field(default_factory=dict)
     uses: Counter[int] = field(init=False)
@@ -147,35 +158,36 @@ class _Maker:
         held = vars(made)
         held.pop("forward", None)
         held |= {name: OrderedDict() for name in HOOKS}
-        held["_buffers"] = dict(module._buffers)
-        held["_parameters"] = {name: None if x is None else self.whole(x) for name, x in module._parameters.items()}
+        held["_buffers"] = {name: None if x is None else x.to(self.device or x.device) for name, x in module._buffers.items()}
+        held["_parameters"] = {name: None if x is None else self.kept(x) for name, x in module._parameters.items()}
         parts = {name: self.module(x, f"{path}.{name}".lstrip(".")) for name, x in module._modules.items() if x is not None}
         held["_modules"] = dict(module._modules) | parts
         if path in self.plan.heads:
             _count_heads(made, *self.plan.heads[path])
         return made
 
-    def whole(self, x: nn.Parameter) -> nn.Parameter:
-        """All of a parameter; of a DTensor, which several ranks hold, it is brought together."""
-        if not is_dtensor(x):
-            return x
-        if id(x) in self.tensors:
-            return self.tensors[id(x)]
-        made = nn.Parameter(x.full_tensor().detach(), requires_grad=False)  # type: ignore[attr-defined]
-        if self.uses[id(x)] > 1:
-            self.tensors[id(x)] = made
-        return made
+    def kept(self, x: nn.Parameter) -> nn.Parameter:
+        """All of a parameter, on the share's device; that of several layers once."""
+        if id(x) not in self.tensors:
+            whole = _whole(x).detach()
+            self.tensors[id(x)] = nn.Parameter(whole.to(self.device or whole.device), requires_grad=False)
+        return self.tensors[id(x)]
 
     def layer(self, layer: Any, cut: Cut) -> nn.Module:
-        weight, bias = (None if x is None else self.whole(x) for x in (layer.weight, layer.bias))
-        assert isinstance(weight, Tensor)
-        name = self.ranks.name
+        is_shared = cut.kind == "joined" and self.uses[id(layer.weight)] > 1
+        weight, bias = self.kept(layer.weight) if is_shared else _whole(layer.weight), layer.bias
+        bias = None if bias is None else _whole(bias)
+        name, device = self.ranks.name, self.device or weight.device
         if cut.kind == "columns":
-            return Columns(weight, bias, cut.own)
+            return Columns(weight, bias, cut.own, device)
         if cut.kind == "joined":
-            is_shared = self.uses[id(layer.weight)] > 1
-            return Joined(weight, bias, self.ranks.rank, self.ranks.size, name, is_shared=is_shared)
-        return Rows(weight, bias, cut.own, name, takes_all=cut.kind == "rows of all")
+            return Joined(weight, bias, self.ranks.rank, self.ranks.size, name, device, is_shared=is_shared)
+        return Rows(weight, bias, cut.own, name, device, takes_all=cut.kind == "rows of all")
+
+
+def _whole(x: Tensor) -> Tensor:
+    """All of a parameter; of a DTensor, which several ranks hold, it is brought together."""
+    return x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
 
 
 def _count_heads(attention: Any, held: Heads, h: int, g: int) -> None:
@@ -208,10 +220,12 @@ def _example(model: nn.Module, given: Mapping[str, Any] | None) -> dict[str, Any
 def _require_same(model: nn.Module, made: nn.Module, example: Mapping[str, Any], ranks: Ranks) -> None:
     """Run both; all ranks come to the same end."""
     want = _run(model, model, example, "run it", "share it before it is parallelised: tensor_parallel keeps heads whole")
-    got = _run(model, made, example, "run its shares", "run it on one rank: its code may count on all heads being there")
-    error = torch.tensor(float("inf"), dtype=torch.float64, device=want.device)
+    device = next(made.parameters()).device
+    moved = tree_map_only(Tensor, lambda x: x.to(device), dict(example))
+    got = _run(model, made, moved, "run its shares", "run it on one rank: its code may count on all heads being there")
+    error = torch.tensor(float("inf"), dtype=torch.float64, device=device)
     if got.shape == want.shape:
-        error = torch.tensor(relative_error(got, want), dtype=torch.float64, device=want.device)
+        error = torch.tensor(relative_error(got, want.to(device)), dtype=torch.float64, device=device)
     dist.all_reduce(error, dist.ReduceOp.MAX, group=ranks.group)
     limit = TOLERANCE.get(want.dtype, 1e-3)
     if not float(error) <= limit:
