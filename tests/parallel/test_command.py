@@ -110,7 +110,9 @@ def test_torchrun_ends_all_ranks_when_one_fails(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([*RUN, str(port), str(script)], env=environment, capture_output=True, text=True, timeout=100, check=False)
+    ran = subprocess.run(
+        [*RUN, str(port), str(script)], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
     ended = time.time()
     assert ran.returncode != 0
     assert "rank 1: the GPU is full\n  use a smaller model\n" in ran.stderr
