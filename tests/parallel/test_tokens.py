@@ -13,11 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.export import ExportedProgram
 
 import trilithon
 from models import configs
 from parallel.together import Together
-from trilithon import Options
+from trilithon import Options, compiler
 from trilithon.capture import hf
 from trilithon.errors import CannotLower, InputError
 from trilithon.parallel import share as share_module
@@ -60,10 +61,21 @@ def parallelised(model: Any) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def compiled(preset: str, by_hand: bool = False) -> trilithon.Compiled:
-    model = small(preset)
+@cache  # of a rank that lives through several tests
+def compiled(preset: str, by_hand: bool = False) -> tuple[trilithon.Compiled, ExportedProgram]:
+    """The share, and the program that it was made of."""
+    model, kept = small(preset), list[compiler.Analysis]()
     given = parallelised(model) if by_hand else trilithon.tensor_parallel(model)
-    return trilithon.compile(given, max_tokens=CAPACITY, backend="native", options=Options(max_batch=2))
+
+    def analyse(*arguments: Any, **more: Any) -> compiler.Analysis:
+        kept.append(own(*arguments, **more))
+        return kept[-1]
+
+    own = compiler.analyse
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "analyse", analyse)
+        made = trilithon.compile(given, max_tokens=CAPACITY, backend="native", options=Options(max_batch=2))
+    return made, kept[0].rewritten
 
 
 def refused(made: trilithon.Compiled) -> list[str]:
@@ -77,7 +89,7 @@ def refused(made: trilithon.Compiled) -> list[str]:
 
 
 def tokens_of(preset: str, by_hand: bool = False) -> dict[str, Any]:
-    made = compiled(preset, by_hand)
+    made, _ = compiled(preset, by_hand)
     (site,) = made.report.sites
     return {
         "greedy": made.generate(prompts(), max_new_tokens=NEW).tolist(),

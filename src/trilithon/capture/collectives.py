@@ -5,15 +5,18 @@ They are PyTorch's functional collectives, which name a group by a text, so that
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 ALL_REDUCE = "_c10d_functional.all_reduce.default"
+ALL_REDUCE_IN_PLACE = "_c10d_functional.all_reduce_.default"
 ALL_GATHER = "_c10d_functional.all_gather_into_tensor.default"
 WAIT = "_c10d_functional.wait_tensor.default"
+MEETINGS = (ALL_REDUCE, ALL_REDUCE_IN_PLACE, ALL_GATHER)
 
 
 def all_reduce(x: Tensor, group: str, how: str = "sum") -> Tensor:
@@ -40,7 +43,7 @@ def of_first_rank(x: Tensor, group: str) -> Tensor:
 
 def group_of(graph: Graph) -> str | None:
     """The group whose ranks run the graph together; None where one process runs it alone."""
-    return next((str(n.args[-1]) for n in graph.nodes if str(n.target) in (ALL_REDUCE, ALL_GATHER)), None)
+    return next((str(n.args[-1]) for n in graph.nodes if str(n.target) in MEETINGS), None)
 
 
 def is_gathered(graph: Graph) -> bool:
@@ -52,3 +55,24 @@ def is_gathered(graph: Graph) -> bool:
     while isinstance(found, Node) and found.args and (str(found.target) == WAIT or found.target in moved):
         found = found.args[0]
     return isinstance(found, Node) and str(found.target) == ALL_GATHER
+
+
+def alone(gm: GraphModule) -> GraphModule:
+    """What one rank can run while others do not: a copy of the graph in which they all have what it has; sums are left out.
+
+    It shares weights and submodules; of one process it is `gm` itself.
+    """
+    if group_of(gm.graph) is None:
+        return gm
+    made = GraphModule(gm, copy.deepcopy(gm.graph))
+    for node in list(made.graph.nodes):
+        if str(node.target) not in (*MEETINGS, WAIT):
+            continue
+        x = node.args[0]
+        if str(node.target) == ALL_GATHER:
+            with made.graph.inserting_before(node):
+                x = made.graph.call_function(torch.ops.aten.cat.default, ([x] * node.args[1],))
+        node.replace_all_uses_with(x)
+        made.graph.erase_node(node)
+    made.recompile()
+    return made
