@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from parallel.test_tokens import small
+from parallel.shares import small
 from parallel.together import Together
 from trilithon import cli
 from trilithon.bench.measure import random_ids

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.fx import GraphModule
 
-from parallel.test_tokens import alone, compiled
+from parallel.shares import alone, compiled
 from parallel.together import Together
 from trilithon.lower.inputs import Input, cached_inputs
 from trilithon.lower.native import step as step_module

@@ -4,78 +4,24 @@ from __future__ import annotations
 
 import gc
 import weakref
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.export import ExportedProgram
 
 import trilithon
-from models import configs
+from parallel.shares import CAPACITY, NEW, alone, compiled, prompts, small
 from parallel.together import Together
-from trilithon import Options, compiler
-from trilithon.capture import hf
 from trilithon.errors import CannotLower, InputError
 from trilithon.parallel import share as share_module
 
-NEW, CAPACITY = 12, 32
 PROMPTS = """ranks were given different prompts
   because they share one model, and compute each token together
   call it with the same arguments on every rank"""
 SAVED = f"""cannot save <trilithon.Compiled {{}}: 1 attention sites, cache of {CAPACITY} tokens>
   because this process holds one rank's share of it, and meets the others in collectives of their process group
   keep the model's weights, and compile them where they run"""
-
-
-def small(preset: str) -> nn.Module:
-    """One layer; weights so large that tokens differ."""
-    config = configs.preset(preset)
-    config.num_hidden_layers, config.initializer_range, config.vocab_size = 1, 0.3, 301  # which does not divide
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:1]
-    return hf.from_config(config)
-
-
-def prompts() -> Tensor:
-    return torch.randint(0, 301, (2, 7), generator=torch.Generator().manual_seed(0))
-
-
-@cache
-def alone(preset: str) -> list[list[int]]:
-    model: Any = small(preset)
-    return model.generate(prompts(), max_new_tokens=NEW, do_sample=False).tolist()  # type: ignore[no-any-return]
-
-
-def parallelised(model: Any) -> nn.Module:
-    """By PyTorch's own styles."""
-    layer = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {"self_attn.o_proj": RowwiseParallel()}
-    layer |= {"mlp.gate_proj": ColwiseParallel(), "mlp.up_proj": ColwiseParallel(), "mlp.down_proj": RowwiseParallel()}
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for block in model.model.layers:
-        parallelize_module(block, mesh, layer)
-    return model  # type: ignore[no-any-return]
-
-
-@cache  # of a rank that lives through several tests
-def compiled(preset: str, by_hand: bool = False) -> tuple[trilithon.Compiled, ExportedProgram]:
-    """The share, and the program that it was made of."""
-    model, kept = small(preset), list[compiler.Analysis]()
-    given = parallelised(model) if by_hand else trilithon.tensor_parallel(model)
-
-    def analyse(*arguments: Any, **more: Any) -> compiler.Analysis:
-        kept.append(own(*arguments, **more))
-        return kept[-1]
-
-    own = compiler.analyse
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "analyse", analyse)
-        made = trilithon.compile(given, max_tokens=CAPACITY, backend="native", options=Options(max_batch=2))
-    return made, kept[0].rewritten
 
 
 def refused(made: trilithon.Compiled) -> list[str]:
@@ -103,21 +49,25 @@ def tokens_of(preset: str, by_hand: bool = False) -> dict[str, Any]:
     }
 
 
-def check(found: list[dict[str, Any]], preset: str, kv: int) -> None:
-    for each in found:
-        assert each["greedy"] == alone(preset)
-        assert each["drafts"] == alone(preset)[:1]
-        assert each["drawn"] == found[0]["drawn"] != each["greedy"]
-        assert (each["mask"], each["heads"]) == ("causal", [kv])
-        assert any(note.startswith("tensor parallel: ") and f"over {len(found)} ranks" in note for note in each["notes"])
-        assert each["refused"] == [PROMPTS, SAVED.format(each["model"])]
-
-
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("preset", "by_hand"), [("llama-3.2-1b", True), ("qwen3-0.6b", False)])
-def test_tokens_are_those_of_one_process(preset: str, by_hand: bool, pair: Together) -> None:
-    alone(preset)  # now, so that the ranks need not import the model
-    check(pair(tokens_of, preset, by_hand), preset, 4)
+@pytest.mark.parametrize(
+    ("name", "by_hand", "kv"),
+    [
+        ("llama-3.2-1b", True, (4, 4)),
+        ("qwen3-0.6b", False, (4, 4)),
+        ("qwen2.5-0.5b:9:3", False, (1, 2)),  # heads that do not divide
+    ],
+)
+def test_tokens_are_those_of_one_process(name: str, by_hand: bool, kv: tuple[int, int], pair: Together) -> None:
+    alone(name)  # now, so that the ranks need not import the model
+    found = pair(tokens_of, name, by_hand)
+    for each, heads in zip(found, kv, strict=True):
+        assert each["greedy"] == alone(name)
+        assert each["drafts"] == alone(name)[:1]
+        assert each["drawn"] == found[0]["drawn"] != each["greedy"]
+        assert (each["mask"], each["heads"]) == ("causal", [heads])
+        assert any(note.startswith("tensor parallel: ") and "over 2 ranks" in note for note in each["notes"])
+        assert each["refused"] == [PROMPTS, SAVED.format(each["model"])]
 
 
 def memory_of(preset: str) -> dict[str, Any]:
@@ -163,8 +113,16 @@ def test_all_of_a_share_is_on_its_device(pair: Together) -> None:
     assert pair(on_meta, "llama-3.2-1b") == [["meta"]] * 2
 
 
-@pytest.mark.timeout(300)
-def test_heads_that_do_not_divide(three: Together) -> None:
+def eager_tokens(preset: str) -> dict[str, Any]:
+    share: Any = trilithon.tensor_parallel(small(preset))
+    attention = share.model.layers[0].self_attn
+    tokens = share.generate(prompts(), max_new_tokens=NEW, do_sample=False).tolist()
+    return {"tokens": tokens, "queries": attention.q_proj.out_features // 16, "kv": attention.k_proj.out_features // 16}
+
+
+def test_heads_that_are_fewer_than_ranks(three: Together) -> None:
     """One rank holds 7 query heads; two hold 3 and 4, and the same head of keys and values."""
-    alone("qwen2.5-0.5b")
-    check(three(tokens_of, "qwen2.5-0.5b"), "qwen2.5-0.5b", 1)
+    expected = alone("qwen2.5-0.5b")
+    found = three(eager_tokens, "qwen2.5-0.5b")
+    assert [x["tokens"] for x in found] == [expected] * 3
+    assert [(x["queries"], x["kv"]) for x in found] == [(7, 1), (3, 1), (4, 1)]
