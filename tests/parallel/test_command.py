@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from parallel.shares import small
@@ -66,6 +67,18 @@ def test_commands_of_one_process_are_refused(
 def test_a_rank_that_fails_waits_for_nobody(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "_join", lambda: None)
     assert ends(monkeypatch, lambda: sys.exit(code), "generate") == [code]
+
+
+def test_ranks_with_gpus_end_together_and_leave_nccl_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda x: done.append(f"wait on the {x.device}"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("destroy"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("synchronize"))
+    monkeypatch.setattr(ranks, "_join", lambda: None)
+    assert ends(monkeypatch, lambda: None, "generate") == [0]
+    assert done == ["synchronize", "wait on the cpu"]
 
 
 def ends(monkeypatch: pytest.MonkeyPatch, work: Any, *words: str) -> list[int]:
