@@ -49,6 +49,7 @@ def measured(model: nn.Module, prompts: list[Tensor], new: int, repeats: int, ba
     rows, weights = max(len(x) for x in prompts), weight_bytes(model)
     options = trilithon.Options(max_batch=rows)
     llm = trilithon.compile(model, max_tokens=prompts[0].shape[1] + new, backend="native", options=options)
+    decode = next((note for note in llm.report.notes if note.startswith("decode:")), "")
     found = []
     for ids in prompts:
         made = llm.generate(ids, max_new_tokens=new, eos_token_id=None)  # compiles
@@ -57,7 +58,9 @@ def measured(model: nn.Module, prompts: list[Tensor], new: int, repeats: int, ba
         seen = [cache_bytes(llm, ids.shape[1] + i) for i in range(1, new)]
         read = weights + len(ids) * statistics.mean(seen)
         result = {"batch": len(ids), "ms_per_token": statistics.median(seconds) / (new - 1) * 1e3, "bytes_per_token": read}
-        found.append(result | {"floor_ms": read / bandwidth * 1e3, "tokens": made[:, ids.shape[1] :].tolist()})
+        found.append(
+            result | {"floor_ms": read / bandwidth * 1e3, "decode": decode, "tokens": made[:, ids.shape[1] :].tolist()}
+        )
     return found
 
 
@@ -105,7 +108,11 @@ def _summary(of_ranks: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     found = []
     for batch in zip(*of_ranks, strict=True):
         ms, floor = (max(x[name] for x in batch) for name in ("ms_per_token", "floor_ms"))
-        sizes = {"batch": batch[0]["batch"], "bytes_per_token": [x["bytes_per_token"] for x in batch]}
+        sizes = {
+            "batch": batch[0]["batch"],
+            "decode": batch[0]["decode"],
+            "bytes_per_token": [x["bytes_per_token"] for x in batch],
+        }
         found.append(sizes | {"ms_per_token": ms, "floor_ms": floor, "efficiency": floor / ms})
     return found
 
