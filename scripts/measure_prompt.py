@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import trilithon
 from trilithon.bench.timing import measure
+from trilithon.report.versions import versions
 
 REPEATS = 5
 
@@ -44,9 +45,8 @@ def main(
     for row in kernels:
         print(f"{row['us']:9.1f} us x{row['calls']:4d} {row['kernel'][:100]}")
     if json is not None:
-        versions = {"torch": torch.__version__, "trilithon": trilithon.__version__}
         saved = {"model": model, "length": length, "gpu": gpu, "prompt_ms": whole * 1e3, "start_up": dict(llm.start_up.seconds)}
-        json.write_text(json_module.dumps({**saved, "kernels": kernels, "versions": versions}, indent=1) + "\n")
+        json.write_text(json_module.dumps({**saved, "kernels": kernels, "versions": versions()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Source of the stand-in: torch_tensorrt 2.11.0, 2.13.0 and 2.14.0, dynamo/lowerin
 from __future__ import annotations
 
 import enum
+import math
 import operator
 import sys
 import types
@@ -23,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from trilithon.errors import InputError
 from trilithon.integrations import torch_tensorrt as plugin
-from trilithon.integrations.constant_masks import write_out_constant_masks
+from trilithon.integrations.own_converters import use_default_scales, write_out_constant_masks
 from trilithon.passes import bound_arguments
 from trilithon.report.report import SiteReport
 
@@ -207,7 +208,31 @@ def test_a_mistake_of_ours_leaves_the_graph_alone(monkeypatch):
     assert "no such thing" in plugin.reports()[-1].notes[0]
 
 
-# ------------------------------------------------------------ constant masks
+# ------------------------------------------------------------ forms that its own converters get right
+
+
+def test_flags_are_given_by_position():
+    """Its converters look for them nowhere else: a flag given by name is dropped in silence."""
+    gm = graph_of(causal)
+    plugin.prove_masks(gm, settings())
+    (call,) = (n for n in gm.graph.nodes if n.target in plugin.FUSED)
+    flag = [a.name for a in call.target._schema.arguments].index("is_causal")
+    assert call.args[flag] is True and not {"is_causal", "attn_bias", "dropout_p"} & set(call.kwargs)
+
+
+@pytest.mark.parametrize("scale", [None, 1 / math.sqrt(D), 0.3])
+def test_attention_is_given_the_default_scale(scale):
+    class Scaled(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return sdpa(q, k, v, is_causal=True, scale=scale)
+
+    own = operands()
+    gm = torch.export.export(Scaled(), own, strict=False).module()
+    before = len(gm.graph.nodes)
+    use_default_scales(gm)
+    (call,) = (n for n in gm.graph.nodes if n.target in plugin.FUSED)
+    assert "scale" not in call.kwargs and len(gm.graph.nodes) == before + (scale == 0.3)
+    torch.testing.assert_close(gm(*own), sdpa(*own, is_causal=True, scale=scale))
 
 
 @pytest.mark.parametrize(("g", "efficient"), [(H, True), (H, False), (1, False)])
@@ -318,7 +343,7 @@ def test_install_and_uninstall(monkeypatch, version):
     before = {target: list(known) for target, known in package.converters.items()}
     for _ in range(2):
         plugin.install()
-        own = [plugin.prove_masks, *([write_out_constant_masks] if version == "2.11.0" else [])]
+        own = [plugin.prove_masks, *([use_default_scales, write_out_constant_masks] if version == "2.11.0" else [])]
         assert package.passes == [*own, len, abs]
     ours = [
         target for target, known in package.converters.items() if known[0].converter_implementation is plugin.convert_attention

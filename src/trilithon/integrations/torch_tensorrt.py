@@ -21,8 +21,8 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from trilithon.capture.program import GraphProgram
 from trilithon.capture.sites import FUSED, find_sites
 from trilithon.errors import CannotLower, InputError, TrilithonError
-from trilithon.integrations.constant_masks import write_out_constant_masks
 from trilithon.integrations.masks import drop_proved_masks
+from trilithon.integrations.own_converters import use_default_scales, write_out_constant_masks
 from trilithon.lower.tensorrt import converters as _  # noqa: F401 (fills the table)
 from trilithon.lower.tensorrt.converters.registry import CONVERTERS
 from trilithon.lower.tensorrt.library import library
@@ -51,7 +51,8 @@ def install(*, converters: bool = True) -> None:
 
     Args:
         converters: also convert attention our way, from Torch-TensorRT 2.13 on: grouped heads, values of another width,
-            biases of another type, causal by position at any lengths. Else attention with a constant mask is written out.
+            biases of another type, causal by position at any lengths. Else attention is put in the forms that its own
+            converters get right: with the default scale, and written out where the mask is a constant.
 
     Raises:
         InputError: torch_tensorrt cannot be imported, or is of a version that this plug-in was not written for.
@@ -61,7 +62,8 @@ def install(*, converters: bool = True) -> None:
     if prove_masks not in passes.ATEN_POST_LOWERING_PASSES.passes:
         passes._aten_lowering_pass(prove_masks, index=0)  # before masks are folded to constants, or dropped
         if not ours:
-            passes._aten_lowering_pass(write_out_constant_masks, index=1)
+            passes._aten_lowering_pass(use_default_scales, index=1)
+            passes._aten_lowering_pass(write_out_constant_masks, index=2)
     if ours:
         _register(_module(REGISTRY))
 
@@ -69,7 +71,7 @@ def install(*, converters: bool = True) -> None:
 def uninstall() -> None:
     """Leave Torch-TensorRT as it was, with its own default for masks."""
     passes, registry = _module(PASSES), _module(REGISTRY)
-    for own in (prove_masks, write_out_constant_masks):
+    for own in (prove_masks, use_default_scales, write_out_constant_masks):
         while own in passes.ATEN_POST_LOWERING_PASSES.passes:
             passes._remove_lowering_pass(index=passes.ATEN_POST_LOWERING_PASSES.passes.index(own))
     for target in FUSED:

@@ -14,6 +14,7 @@ from trilithon.errors import CannotLower, InputError
 from trilithon.lower.graph_data import GraphData, from_data, to_data
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.lower import lower_native
+from trilithon.lower.native.one_product import one_product
 from trilithon.lower.native.prompt import Prompt
 from trilithon.lower.native.split_kv import has_triton
 from trilithon.lower.native.step import compiled_step, make_step
@@ -111,6 +112,8 @@ def lower_module(
     device = device_of(gm).type
     wanted = device == "cuda" and role != "sequence" if options.inductor is None else options.inductor
     lowered = lower_native(gm, trim=device == "cpu" and not wanted, split=device == "cuda" and has_triton())
+    if device == "cuda" and role != "step":  # kernels of a step read several matrices as they are
+        one_product(lowered)
     if not wanted:
         return lowered
     if role == "prompt":

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 Made = TypeVar("Made")
+_KEPT: WeakKeyDictionary[Any, list[Tensor]] = WeakKeyDictionary()  # a graph -> memory that it may read
 
 
 def captured(run: Callable[[], Made], undo: Callable[[], object] = lambda: None, pool: Any = None) -> tuple[Any, Made]:
@@ -42,7 +45,14 @@ def captured(run: Callable[[], Made], undo: Callable[[], object] = lambda: None,
     mode = "thread_local" if dist.is_available() and dist.is_initialized() else "global"
     with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode=mode):
         made = run()
+    _KEPT[graph] = []
     return graph, made
+
+
+def keep_for_graphs(memory: Tensor) -> None:
+    """Call it with memory that is about to be given up: it lives as long as graphs that were captured so far, by address."""
+    for kept in _KEPT.values():
+        kept.append(memory)
 
 
 @cache

@@ -47,7 +47,12 @@ def _names(node: Node) -> tuple[str, ...]:
 
 
 def _set(node: Node, names: tuple[str, ...], name: str, value: Any) -> None:
-    place = names.index(name)
+    """By position where the operation has a schema: readers of ATen graphs, Torch-TensorRT's for one, look nowhere else."""
+    schema, place = getattr(node.target, "_schema", None), names.index(name)
+    if schema is not None and not schema.arguments[place].kwarg_only:
+        given = [node.kwargs.get(a.name, a.default_value) for a in schema.arguments[len(node.args) : place + 1]]
+        node.args = (*node.args, *given)
+        node.kwargs = {key: held for key, held in node.kwargs.items() if key not in names[: len(node.args)]}
     if place < len(node.args):
         node.update_arg(place, value)
     else:

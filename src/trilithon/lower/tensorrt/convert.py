@@ -11,10 +11,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from trilithon.lower.inputs import Input
+from trilithon.lower.products import attribute
 from trilithon.lower.tensorrt import converters as _  # noqa: F401 (fills the table)
 from trilithon.lower.tensorrt.converters.registry import CONVERTERS
 from trilithon.lower.tensorrt.network import Network, is_tensor
-from trilithon.lower.tensorrt.weights import attribute, is_bound
+from trilithon.lower.tensorrt.weights import is_bound
 from trilithon.passes import bound_arguments, where_of
 
 SCALARS = ("Tensor", "number", "Scalar", "Optional[Tensor]", "Optional[number]")

@@ -18,13 +18,14 @@ from trilithon.capture.collectives import group_of
 from trilithon.errors import CannotLower
 from trilithon.lower.inputs import Axis, Input
 from trilithon.lower.native.lower import replace_attention
+from trilithon.lower.products import merge_products
 from trilithon.lower.tensorrt.convert import convert
 from trilithon.lower.tensorrt.converters.registry import CONVERTERS
 from trilithon.lower.tensorrt.engine import build, resolve_target
 from trilithon.lower.tensorrt.module import TensorRTModule
 from trilithon.lower.tensorrt.partition import engines, part_inputs, split
 from trilithon.lower.tensorrt.store import engine_key, find_or_build
-from trilithon.lower.tensorrt.weights import merge_products
+from trilithon.lower.tensorrt.weights import is_bound
 from trilithon.options import Options
 
 Inputs = Sequence[Input]
@@ -81,7 +82,7 @@ def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options,
             todo="compile with backend='native'",
         )
     target = resolve_target(options.gpu)
-    merge_products(gm)
+    merge_products(gm, is_bound)
 
     def made(part: GraphModule, takes: Inputs, called: str) -> TensorRTModule:
         net = convert(part, takes, attention=options.attention, exact=exact)

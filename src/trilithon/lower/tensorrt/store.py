@@ -14,9 +14,10 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule
 
 from trilithon.lower.inputs import Input
+from trilithon.lower.products import attribute
 from trilithon.lower.tensorrt.engine import Engine, from_data, to_data
 from trilithon.lower.tensorrt.library import version
-from trilithon.lower.tensorrt.weights import attribute, is_bound
+from trilithon.lower.tensorrt.weights import is_bound
 from trilithon.options import Options
 from trilithon.spec.codec import data_hash, source_digest
 
