@@ -31,6 +31,7 @@ from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.split_context import Context, split_context
 from trilithon.rewrite.token_model import POSITIONS, longest, token_inputs
 from trilithon.rewrite.unlift import device_of, fake_inputs, unlift
+from trilithon.runtime.agree import require_same_choices
 from trilithon.runtime.assemble import assemble
 from trilithon.runtime.cache_notes import cache_notes, kept_notes
 from trilithon.runtime.context import HeldContext
@@ -84,7 +85,9 @@ def make_decoder(
         with stage("rewrite"):
             plan = _plan(source, max_tokens, backend, options)
     except CannotCache as refusal:
+        require_same_choices(source.program.graph, backend, options, None)
         return refusal, cache_notes(refusal)
+    require_same_choices(source.program.graph, backend, options, plan.max_tokens)
     decoder, notes = _make(source, plan, backend, options)
     return decoder, (*cache_notes(decoder), *notes)
 
@@ -101,8 +104,7 @@ class _Plan:
 
 
 def _plan(source: Source, max_tokens: int | None, backend: str, options: Options) -> _Plan:
-    program = source.program
-    plain = unlift(program)
+    program, plain = source.program, unlift(source.program)
     device, inputs = device_of(plain), token_inputs(plain)
     context = split_context(program, inputs.tokens) if inputs.context else None
     native = backend != "tensorrt"  # its cache layer writes consecutive slots
@@ -150,8 +152,7 @@ def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[
                 raise _located(error, decoder, source.program, options, exact) from error
 
     decoder, notes = build_right(build, verify, backend, options)
-    programs = (decoder.modules.prefill, decoder.modules.decode)
-    own = tuple(x.note for x in programs if isinstance(x, (Prompt, NativeStep)))
+    own = tuple(x.note for x in (decoder.modules.prefill, decoder.modules.decode) if isinstance(x, (Prompt, NativeStep)))
     return decoder, (*own, *kept_notes(options.cache_dtype, errors), *notes)
 
 

@@ -53,7 +53,7 @@ def test_the_first_rank_alone_prints_the_tokens_of_one_process(tmp_path: Path, p
     assert f"[5 random tokens] {' '.join(map(str, tokens))} " in first.splitlines()
 
 
-@pytest.mark.parametrize("words", [("compile", "llama-3.2-1b"), ("doctor",)])
+@pytest.mark.parametrize("words", [("compile", "llama-3.2-1b"), ("doctor",), ("compile", "generate")])
 def test_commands_of_one_process_are_refused(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +61,14 @@ def test_commands_of_one_process_are_refused(
     assert capsys.readouterr().err == (
         "rank 1: trilithon runs in several processes for one command only, generate\n  leave torchrun out\n"
     )
+
+
+def test_a_number_of_processes_alone_is_not_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.delenv("RANK", raising=False)
+    assert ranks.ranks() == 1
+    with ranks.joined():
+        pass
 
 
 @pytest.mark.parametrize("code", [1, 3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,19 +12,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.fx import Graph
 
 import trilithon
 from parallel.together import Together
+from trilithon import Options
 from trilithon.errors import CaptureError, InputError
+from trilithon.parallel.sites import DIFFERS, HIDDEN
+from trilithon.prove.verdict import Verdict
+from trilithon.runtime.agree import require_same_choices, require_same_program
 
 
 class Sloped(nn.Module):
     """Attention with ALiBi, whose slopes follow from how many heads there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads: int) -> None:
         super().__init__()
-        self.head_dim, self.num_heads, self.num_key_value_groups = 8, 4, 1
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(32, 32) for _ in range(4))
+        self.head_dim, self.num_heads, self.num_key_value_groups = 8, heads, 1
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(heads * 8, heads * 8) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         b, s, _ = x.shape
@@ -37,32 +44,85 @@ class Sloped(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, heads: int) -> None:
         super().__init__()
-        self.attn = Sloped()
+        self.attn = Sloped(heads)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attn(x)  # type: ignore[no-any-return]
 
 
-def sloped(slope: float) -> str:
+def sloped(slope: float, heads: int) -> str:
     """The text that refuses it."""
     torch.manual_seed(0)
-    model: Any = Model().eval()
+    model: Any = Model(heads).eval()
     model.attn.slope = slope
-    plan = {f"attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {"attn.o_proj": RowwiseParallel()}
-    parallelize_module(model, init_device_mesh("cpu", (dist.get_world_size(),)), plan)
-    example = {"x": torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))}
+    names = {f"attn.{name}_proj": "colwise" for name in "qkv"} | {"attn.o_proj": "rowwise"}
+    example = {"x": torch.randn(2, 9, heads * 8, generator=torch.Generator().manual_seed(0))}
+    if slope == SMALL:
+        model.tp_plan = names
+        model = trilithon.tensor_parallel(model, example)
+    else:
+        plan = {name: ColwiseParallel() if style == "colwise" else RowwiseParallel() for name, style in names.items()}
+        parallelize_module(model, init_device_mesh("cpu", (dist.get_world_size(),)), plan)
     with pytest.raises(trilithon.TrilithonError) as refused:
         trilithon.explain(model, example)
     return f"{type(refused.value).__name__}: {refused.value}"
 
 
-def test_slopes_of_heads_are_refused(pair: Together):
-    for slope in (0.5, 1e-7):  # the second is too small for the comparison of shares with the model to see
-        for text in pair(sloped, slope):
-            assert "CaptureError: cannot share the heads of attn among ranks" in text or "VerificationFailed" in text, text
-    assert "its mask, bias or sinks differ from head to head, and a rank counts its heads from 0" in text
+SMALL = 1e-7  # too small for a comparison of results to see
+
+
+@pytest.mark.parametrize(
+    ("slope", "heads", "why"),
+    [
+        (0.5, 4, DIFFERS),
+        (SMALL, 4, DIFFERS),
+        (SMALL, 3, DIFFERS),  # the first rank has one head, and sees no difference: both refuse it
+        (SMALL, 2, HIDDEN),
+    ],
+)
+def test_slopes_of_heads_are_refused(slope: float, heads: int, why: str, pair: Together):
+    for text in pair(sloped, slope, heads):
+        assert why in text, text
+
+
+def program(target: str) -> tuple[Graph, Any]:
+    """What a rank found, and where it meets the others."""
+    graph = Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.zeros(2)
+    group = dist.group.WORLD.group_name  # type: ignore[union-attr]
+    graph.call_function(getattr(torch.ops._c10d_functional, target).default, (x, "sum", group))
+    return graph, SimpleNamespace(name="attn", verdict=Verdict.PROVED, mask="causal", bias=None)
+
+
+def disagreeing() -> list[str]:
+    """The texts that refuse programs which differ on the second rank."""
+    rank = dist.get_rank()
+    graph, site = program("all_reduce")
+    require_same_program(graph, "eager", [site])
+    require_same_choices(graph, "native", Options(solver_seconds=1.0 + rank), 32)  # may differ
+    other, unproved = program("all_reduce_" if rank else "all_reduce")[0], copy(site)
+    unproved.verdict = Verdict.UNKNOWN if rank else Verdict.PROVED
+    texts = []
+    for call in (
+        lambda: require_same_program(graph, "eager", [unproved]),
+        lambda: require_same_program(other, "eager", [site]),
+        lambda: require_same_choices(graph, "native", Options(max_batch=1 + rank), 32),
+        lambda: require_same_choices(graph, "native", Options(), 32 + rank),
+        lambda: require_same_choices(graph, "native", Options(), None if rank else 32),
+        lambda: require_same_choices(graph, "eager" if rank else "native", Options(), 32),
+    ):
+        with pytest.raises(CaptureError) as error:
+            call()
+        texts.append(str(error.value).splitlines()[0])
+    return texts
+
+
+def test_ranks_that_come_to_different_programs_all_stop(pair: Together):
+    texts = ["ranks came to different programs"] * 2 + ["ranks compile different programs"] * 4
+    assert pair(disagreeing) == [texts] * 2
 
 
 def test_without_a_process_group_nothing_is_shared():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from copy import copy
 from typing import Any
 
 import pytest
@@ -13,12 +14,15 @@ import torch.distributed as dist
 import trilithon
 from parallel.shares import CAPACITY, NEW, alone, compiled, prompts, small
 from parallel.together import Together
-from trilithon.errors import CannotLower, InputError
+from trilithon.errors import CannotCache, CannotLower, InputError
 from trilithon.parallel import share as share_module
 
-PROMPTS = """ranks were given different prompts
+PROMPTS = """ranks were given different prompts, or different arguments
   because they share one model, and compute each token together
   call it with the same arguments on every rank"""
+INPUTS = """ranks were given different inputs
+  because they share one model, and compute each result together
+  call it with the same inputs on every rank"""
 SAVED = f"""cannot save <trilithon.Compiled {{}}: 1 attention sites, cache of {CAPACITY} tokens>
   because this process holds one rank's share of it, and meets the others in collectives of their process group
   keep the model's weights, and compile them where they run"""
@@ -26,8 +30,18 @@ SAVED = f"""cannot save <trilithon.Compiled {{}}: 1 attention sites, cache of {C
 
 def refused(made: trilithon.Compiled) -> list[str]:
     """What they cannot do together."""
-    texts = []
-    for call in (lambda: made.generate(prompts() + dist.get_rank()), lambda: made.save("nowhere")):
+    texts, rank = [], dist.get_rank()
+    positions = torch.arange(7).expand(2, 7) + rank  # the second rank's guards fail
+    without = copy(made)  # as one is that has no cache
+    without.cached = CannotCache("no cache")
+    for call in (
+        lambda: made.generate(prompts() + rank),
+        lambda: made.generate(prompts(), max_new_tokens=4 + rank),
+        lambda: made.generate(prompts(), do_sample=True, temperature=1.0 + rank),
+        lambda: made(input_ids=prompts(), position_ids=positions),
+        lambda: made.save("nowhere"),
+        lambda: without.save("nowhere"),
+    ):
         with pytest.raises((InputError, CannotLower)) as error:
             call()
         texts.append(str(error.value))
@@ -67,7 +81,15 @@ def test_tokens_are_those_of_one_process(name: str, by_hand: bool, kv: tuple[int
         assert each["drawn"] == found[0]["drawn"] != each["greedy"]
         assert (each["mask"], each["heads"]) == ("causal", [heads])
         assert any(note.startswith("tensor parallel: ") and "over 2 ranks" in note for note in each["notes"])
-        assert each["refused"] == [PROMPTS, SAVED.format(each["model"])]
+        saved = SAVED.format(each["model"])
+        assert each["refused"] == [
+            PROMPTS,
+            PROMPTS,
+            PROMPTS,
+            INPUTS,
+            saved,
+            saved.replace(f"cache of {CAPACITY} tokens", "no cache"),
+        ]
 
 
 def memory_of(preset: str) -> dict[str, Any]:

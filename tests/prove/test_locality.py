@@ -257,6 +257,13 @@ FORBIDDEN: dict[str, tuple[Twist, str, str]] = {  # the operation that must be n
     "scaled_by_rows": (lambda m, x, p: x / x.shape[0], "div", "number of rows"),
     "gather_rows": (gather_rows, "mean", "over rows"),
     "joined_rows_of_ranks": (lambda m, x, p: x + all_gather(x, 2, "0")[: x.shape[0]], "gather", "along rows"),
+    "joined_tokens_of_ranks": (
+        lambda m, x, p: x + all_gather(x.permute(1, 0, 2), 2, "0").mean(0)[:, None],
+        "gather",
+        "along tokens",
+    ),
+    "largest_of_ranks": (lambda m, x, p: all_reduce(x, "0", "max"), "all_reduce", "takes the max, where sums alone"),
+    "ranks_of_another_group": (lambda m, x, p: all_reduce(x, "0") + all_reduce(x, "1"), "all_reduce", "may have other tokens"),
     "dropout": (lambda m, x, p: F.dropout(x, 0.1, training=True), "dropout", "dropout is on"),
     "noise": (lambda m, x, p: x + torch.randn(WIDTH), "randn", "not known"),
 }

@@ -46,7 +46,7 @@ def save(compiled: Compiled, folder: str | Path, tokenizer: Any | None = None) -
         VerificationFailed: its weights were changed since it was compiled and verified.
         InputError: the folder cannot be written to, or another process is saving into it.
     """
-    if isinstance(compiled.cached, CachedDecoder) and compiled.cached.group is not None:
+    if any(program.group is not None for program in compiled.programs):
         why = "this process holds one rank's share of it, and meets the others in collectives of their process group"
         raise CannotLower(
             f"cannot save {compiled!r}", why=why, todo="keep the model's weights, and compile them where they run"

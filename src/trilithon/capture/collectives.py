@@ -6,6 +6,7 @@ They are PyTorch's functional collectives, which name a group by a text, so that
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ def all_gather(x: Tensor, ranks: int, group: str) -> Tensor:
     ops = torch.ops._c10d_functional
     joined: Tensor = ops.wait_tensor(ops.all_gather_into_tensor(x.contiguous(), ranks, group))
     return joined
+
+
+def any_of_ranks(found: Sequence[bool], group: str, device: torch.device) -> list[bool]:
+    """Each of `found`, as it is on any rank; all have as many."""
+    most = all_reduce(torch.tensor([int(x) for x in found], device=device), group, "max")
+    return [bool(x) for x in most.tolist()]
 
 
 def of_first_rank(x: Tensor, group: str) -> Tensor:

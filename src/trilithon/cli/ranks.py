@@ -19,8 +19,8 @@ COMMAND = "generate"
 
 
 def ranks() -> int:
-    """How many processes torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun has started; 1 without it, as where a scheduler says the number alone."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def text_of(error: TrilithonError) -> str:
@@ -59,7 +59,7 @@ def _join() -> None:
     import torch
     import torch.distributed as dist
 
-    if COMMAND not in sys.argv:
+    if next((word for word in sys.argv[1:] if not word.startswith("-")), "") != COMMAND:
         _refuse(f"trilithon runs in several processes for one command only, {COMMAND}", todo="leave torchrun out")
     own, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if gpus and own >= gpus:

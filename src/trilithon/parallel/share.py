@@ -226,6 +226,7 @@ def _require_same(model: nn.Module, made: nn.Module, example: Mapping[str, Any],
     error = torch.tensor(float("inf"), dtype=torch.float64, device=device)
     if got.shape == want.shape:
         error = torch.tensor(relative_error(got, want.to(device)), dtype=torch.float64, device=device)
+    error.nan_to_num_(nan=float("inf"))  # the largest of several may leave out what is no number
     dist.all_reduce(error, dist.ReduceOp.MAX, group=ranks.group)
     limit = TOLERANCE.get(want.dtype, 1e-3)
     if not float(error) <= limit:

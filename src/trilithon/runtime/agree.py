@@ -1,17 +1,24 @@
-"""What ranks that share a model must agree on: the program that they run together, its prompts, and tokens that are drawn."""
+"""What ranks that share a model must agree on: the programs that they run together, what they are given, and tokens."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph
 
-from trilithon.capture.collectives import all_reduce, group_of, of_first_rank
+from trilithon.capture.collectives import MEETINGS, all_reduce, group_of, of_first_rank
 from trilithon.errors import CaptureError, InputError
+from trilithon.options import Options
+
+if TYPE_CHECKING:
+    from trilithon.runtime.request import Request
+
+DEFAULT = Options()
 
 
 def group_of_ranks(decoder: object) -> str | None:
@@ -32,8 +39,16 @@ def is_same(data: bytes, group: str, device: torch.device) -> bool:
     return bool(most[0] == -most[1])
 
 
+def device_of_graph(graph: Graph) -> torch.device:
+    """Where its first tensor is."""
+    found: torch.device = next(n.meta["val"].device for n in graph.nodes if isinstance(n.meta.get("val"), Tensor))
+    return found
+
+
 def require_same_program(graph: Graph, route: str, sites: Iterable[Any]) -> None:
     """Ranks whose programs differ would wait for each other for ever: a solver may have run out of time on one of them.
+
+    Heads may differ, and with them the program; what was proved, and where ranks meet, may not.
 
     Raises:
         CaptureError: they differ.
@@ -41,9 +56,9 @@ def require_same_program(graph: Graph, route: str, sites: Iterable[Any]) -> None
     group = group_of(graph)
     if group is None:
         return
-    device = next(n.meta["val"].device for n in graph.nodes if isinstance(n.meta.get("val"), Tensor))
-    found = [(site.name, site.verdict.name, str(site.mask)) for site in sites]
-    if not is_same(repr((route, found)).encode(), group, device):
+    found = [(site.name, site.verdict.name, str(site.mask), site.bias is None) for site in sites]
+    meetings = [(str(n.target), n.args[1:]) for n in graph.nodes if str(n.target) in MEETINGS]
+    if not is_same(repr((route, found, meetings)).encode(), group, device_of_graph(graph)):
         raise CaptureError(
             "ranks came to different programs",
             why="a mask was proved on one of them and not on another",
@@ -51,15 +66,63 @@ def require_same_program(graph: Graph, route: str, sites: Iterable[Any]) -> None
         )
 
 
-def require_same_prompts(ids: Tensor, pad: Tensor, group: str | None) -> None:
-    """Every rank takes part in every call, with the same prompts.
+def require_same_choices(graph: Graph, backend: str, options: Options, cache_tokens: int | None) -> None:
+    """Ranks verify together what they compile, and a cache that one has not, or that is full on one alone, stops them all.
+
+    Args:
+        cache_tokens: None = no cache can be inserted.
+
+    Raises:
+        CaptureError: they differ in more than where engines are kept, or how long a solver may take.
+    """
+    group = group_of(graph)
+    if group is None:
+        return
+    own = replace(
+        options, engine_cache=None, solver_seconds=DEFAULT.solver_seconds, proof_cache=DEFAULT.proof_cache, gpu=DEFAULT.gpu
+    )
+    if not is_same(repr((backend, own, cache_tokens)).encode(), group, device_of_graph(graph)):
+        raise CaptureError(
+            "ranks compile different programs",
+            why=f"they differ in backend, options or capacity; here: {backend}, {own}, {cache_tokens} tokens",
+            todo="call compile with the same arguments on every rank",
+        )
+
+
+def require_same_request(request: Request, group: str | None) -> None:
+    """Every rank takes part in every call, with the same prompts, and makes as many tokens.
 
     Raises:
         InputError: they differ.
     """
-    if group is not None and not is_same(repr((ids.tolist(), pad.tolist())).encode(), group, ids.device):
+    if group is None:
+        return
+    r = request
+    settings = r.new_tokens, r.min_new_tokens, r.pad_token_id, r.sampling, r.lookup, r.held, r.output_scores, r.output_logits
+    stops = None if r.stops.strings is None else r.stops.strings.strings, len(r.stops.criteria), len(r.processors)
+    given = [r.input_ids, r.pad, *([] if r.eos is None else [r.eos]), *r.given]
+    if not is_same(repr((settings, stops)).encode() + b"".join(map(_data, given)), group, r.input_ids.device):
         raise InputError(
-            "ranks were given different prompts",
+            "ranks were given different prompts, or different arguments",
             why="they share one model, and compute each token together",
             todo="call it with the same arguments on every rank",
         )
+
+
+def require_same_inputs(tensors: Sequence[Tensor], group: str | None) -> None:
+    """Of a call without a cache.
+
+    Raises:
+        InputError: they differ.
+    """
+    if group is not None and not is_same(b"".join(map(_data, tensors)), group, tensors[0].device):
+        raise InputError(
+            "ranks were given different inputs",
+            why="they share one model, and compute each result together",
+            todo="call it with the same inputs on every rank",
+        )
+
+
+def _data(x: Tensor) -> bytes:
+    data: bytes = x.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+    return f"{x.dtype} {list(x.shape)} ".encode() + data

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trilithon.runtime.agree import group_of_ranks, require_same_prompts
+from trilithon.runtime.agree import group_of_ranks, require_same_request
 from trilithon.runtime.choose import Chooser
 from trilithon.runtime.protocol import Decoder
 from trilithon.runtime.request import Request
@@ -67,7 +67,7 @@ class Run(Protocol):
 
 def take_prompts(decoder: Decoder, request: Request) -> tuple[Tensor, Tensor]:
     """Take in what the decoder does not hold yet of the prompts; the logits `[b v]` behind them, and the best tokens `[b]`."""
-    require_same_prompts(request.input_ids, request.pad, group_of_ranks(decoder))
+    require_same_request(request, group_of_ranks(decoder))
     if request.given:
         decoder.take_context(request.given, len(request.input_ids))
     if not request.held:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from trilithon.capture.collectives import all_reduce, alone, group_of
+from trilithon.capture.collectives import alone, any_of_ranks, group_of
 from trilithon.errors import VerificationFailed
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.argmax import spread_argmax
@@ -91,8 +91,8 @@ def _of_all_ranks(refused: str, gm: GraphModule) -> str:
     group = group_of(gm.graph)
     if group is None:
         return refused
-    found = all_reduce(torch.tensor([int(bool(refused))], device=device_of(gm)), group, "max")
-    return refused or ("another rank cannot use them" if int(found) else "")
+    (found,) = any_of_ranks([bool(refused)], group, device_of(gm))
+    return refused or ("another rank cannot use them" if found else "")
 
 
 def compiled_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Callable[..., Any]:
