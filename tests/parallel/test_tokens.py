@@ -68,7 +68,6 @@ def tokens_of(preset: str, by_hand: bool = False) -> dict[str, Any]:
     ("name", "by_hand", "kv"),
     [
         ("llama-3.2-1b", True, (4, 4)),
-        ("qwen3-0.6b", False, (4, 4)),
         ("qwen2.5-0.5b:9:3", False, (1, 2)),  # heads that do not divide
     ],
 )
