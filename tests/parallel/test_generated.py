@@ -18,6 +18,7 @@ from trilithon.lower.native.fused import launch
 from trilithon.lower.native.fused.fuse import fuse_step
 from trilithon.lower.native.fused.launch import AFTER_RANKS
 from trilithon.lower.native.lower import lower_native
+from trilithon.lower.native.one_product import one_product
 from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
 
 PRESET, SLOTS = "llama-3.2-1b", 40
@@ -85,6 +86,38 @@ def test_ranks_meet_between_kernels(pair: Together) -> None:
         assert found["after"] == [False] * 4 + [True, False, True, True]
         assert found["others"] <= {"aten.permute.default", "aten.view.default", "aten.slice.Tensor", "aten.select.int"}  # views
     assert first["logits"] == other["logits"]
+
+
+def merged() -> dict[str, Any]:
+    """A share's prompt, of which products of one vector become one."""
+    _, program = compiled(PRESET, True)
+    gm = lower_native(insert_cache(program, "prompt"))
+    inputs = cached_inputs(gm, cache_shapes(program), SLOTS, 1)
+    tokens = [torch.tensor([[5, 7, 11]]), torch.tensor([0]), torch.tensor([3])]
+    held, own = ([*tokens, *given(inputs)[3:]] for _ in range(2))
+    cut = [x for name, x in program.state_dict.items() if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))]
+    before = [x.clone() for x in cut]
+    with torch.no_grad():
+        logits = gm(*held)
+        one_product(gm)
+        found = gm(*own)
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in cut}
+    return {
+        "linears": sum(n.target is torch.ops.aten.linear.default for n in gm.graph.nodes),
+        "same": torch.allclose(found, logits, atol=1e-4) and all(map(torch.allclose, own, held)),
+        "weights": all(map(torch.equal, before, cut)),
+        "bytes": (list(storages.values()), sum(x.nbytes for x in cut)),
+    }
+
+
+def test_products_of_a_share_become_one_in_its_prompts(pair: Together) -> None:
+    """No weight is held twice: those of the share become views."""
+    alone(PRESET)
+    for found in pair(merged):
+        assert found["same"] and found["weights"]
+        assert found["linears"] == 5  # queries, keys and values; output; gate and up; down; logits
+        held, needed = found["bytes"]
+        assert held == [needed]
 
 
 def notes(refuses: bool) -> tuple[str, bool]:

@@ -87,11 +87,11 @@ def test_slopes_of_heads_are_refused(slope: float, heads: int, why: str, pair: T
         assert why in text, text
 
 
-def program(target: str) -> tuple[Graph, Any]:
+def program(target: str, device: str = "cpu") -> tuple[Graph, Any]:
     """What a rank found, and where it meets the others."""
     graph = Graph()
     x = graph.placeholder("x")
-    x.meta["val"] = torch.zeros(2)
+    x.meta["val"] = torch.zeros(2, device=device)
     group = dist.group.WORLD.group_name  # type: ignore[union-attr]
     graph.call_function(getattr(torch.ops._c10d_functional, target).default, (x, "sum", group))
     return graph, SimpleNamespace(name="attn", verdict=Verdict.PROVED, mask="causal", bias=None)
@@ -102,6 +102,7 @@ def disagreeing() -> list[str]:
     rank = dist.get_rank()
     graph, site = program("all_reduce")
     require_same_program(graph, "eager", [site])
+    require_same_program(program("all_reduce", "meta")[0], "eager", [site])  # a model that is only explained
     require_same_choices(graph, "native", Options(solver_seconds=1.0 + rank), 32)  # may differ
     other, unproved = program("all_reduce_" if rank else "all_reduce")[0], copy(site)
     unproved.verdict = Verdict.UNKNOWN if rank else Verdict.PROVED

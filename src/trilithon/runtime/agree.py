@@ -40,9 +40,9 @@ def is_same(data: bytes, group: str, device: torch.device) -> bool:
 
 
 def device_of_graph(graph: Graph) -> torch.device:
-    """Where its first tensor is."""
+    """Where its first tensor is; of a graph without numbers, where ranks can meet."""
     found: torch.device = next(n.meta["val"].device for n in graph.nodes if isinstance(n.meta.get("val"), Tensor))
-    return found
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if found.type == "meta" else found
 
 
 def require_same_program(graph: Graph, route: str, sites: Iterable[Any]) -> None:
