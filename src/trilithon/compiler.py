@@ -11,7 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from trilithon.caching import Source, allowed_times, build_right, capacity, make_decoder
+from trilithon.caching import Source, allowed_times, capacity, make_decoder
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
 from trilithon.capture.generation import generation_settings
@@ -33,6 +33,7 @@ from trilithon.report.versions import versions
 from trilithon.rewrite.fuse_attention import Proved, canonical_sites
 from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import device_of, fake_inputs, input_names, unlift
+from trilithon.runtime.build_right import build_right
 from trilithon.runtime.canary import Canary
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.original import original_model, original_program
@@ -278,12 +279,13 @@ def compile_program(
 
     def verify(made: Callable[..., Any], chosen: Options, exact: int) -> None:
         if chosen.verify:
-            times = allowed_times(made, device, chosen)
             with verifying():
-                verify_program(made, always, held, analysis.guards, inputs, device, times, canaries)
+                verify_program(
+                    made, always, held, analysis.guards, inputs, device, allowed_times(made, device, chosen), canaries
+                )
 
     def make() -> Callable[..., Any]:
-        made, found = build_right(build, verify, backend, options)
+        made, found = build_right(build, verify, backend, options, always.graph)
         notes.extend(found)
         return made
 

@@ -17,10 +17,12 @@ from torch.fx import Graph
 import trilithon
 from parallel.together import Together
 from trilithon import Options
-from trilithon.errors import CaptureError, InputError
+from trilithon.errors import CaptureError, InputError, VerificationFailed
+from trilithon.parallel.plan import make_plan
+from trilithon.parallel.share import Ranks, _require_same
 from trilithon.parallel.sites import DIFFERS, HIDDEN
 from trilithon.prove.verdict import Verdict
-from trilithon.runtime.agree import require_same_choices, require_same_program
+from trilithon.runtime.agree import require_same_choices, require_same_program, verified_by_all
 
 
 class Sloped(nn.Module):
@@ -121,6 +123,22 @@ def disagreeing() -> list[str]:
     return texts
 
 
+def verified() -> str:
+    """The error of ranks of which the second is wrong."""
+
+    def verify() -> None:
+        if dist.get_rank():
+            raise VerificationFailed("decode disagrees with eager")
+
+    with pytest.raises(VerificationFailed) as error:
+        verified_by_all(program("all_reduce")[0], verify)
+    return error.value.what
+
+
+def test_what_is_wrong_on_one_rank_is_refused_by_all(pair: Together):
+    assert pair(verified) == ["what another rank compiled disagrees with eager", "decode disagrees with eager"]
+
+
 def test_ranks_that_come_to_different_programs_all_stop(pair: Together):
     texts = ["ranks came to different programs"] * 2 + ["ranks compile different programs"] * 4
     assert pair(disagreeing) == [texts] * 2
@@ -133,6 +151,46 @@ def test_without_a_process_group_nothing_is_shared():
         "cannot share a model among ranks\n  because there is no process group\n"
         "  start with torchrun, and call torch.distributed.init_process_group() first"
     )
+
+
+def test_a_model_whose_parts_do_not_say_how_they_were_cut_is_refused():
+    model = nn.Linear(2, 2)
+    model._tp_size = 2  # type: ignore[assignment]
+    with pytest.raises(CaptureError, match="transformers has cut it already, and its parts are no DTensors"):
+        trilithon.explain(model, {"input": torch.zeros(1, 2)})
+
+
+@pytest.mark.parametrize(
+    ("style", "what"), [("moe_tp_experts", "experts, packed weights and others"), ("colwise", "other than linear layers")]
+)
+def test_a_plan_that_says_what_is_not_known_is_refused(style: str, what: str):
+    model: Any = nn.ModuleDict({"layers": nn.ModuleList([nn.LayerNorm(2)])})
+    model.tp_plan = {"layers.*": style}
+    with pytest.raises(CaptureError, match=f"has '{style}' for layers.0, and .*{what} are not known here"):
+        make_plan(model, 0, 2)
+
+
+class Gives(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([value]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.value
+
+
+def compared() -> str:
+    """A model that gives no number on the second rank, and a share that does."""
+    model, ranks = Gives(float("nan") if dist.get_rank() else 1.0), Ranks(dist.group.WORLD, dist.get_rank(), 2)
+    with pytest.raises(VerificationFailed) as refused:
+        _require_same(model, Gives(1.0), {"x": torch.ones(1)}, ranks)
+    return str(refused.value)
+
+
+def test_a_model_that_gives_no_number_on_one_rank_is_refused_on_all(pair: Together):
+    """The largest error of several ranks may leave out what is no number."""
+    for text in pair(compared):
+        assert text.startswith("the shares of Gives disagree with it\n  because the relative error is inf")
 
 
 def unplanned() -> str:

@@ -61,6 +61,24 @@ def is_dtensor(x: object) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
+def has_dtensors(model: object) -> bool:
+    """Is it cut already, into parts that say how?
+
+    Raises:
+        CaptureError: it is, and they do not.
+    """
+    if not isinstance(model, nn.Module):
+        return False
+    placed = any(is_dtensor(x) for x in model.parameters())
+    if not placed and (getattr(model, "_tp_size", None) or 1) > 1:  # as transformers had it before DTensors
+        raise CaptureError(
+            f"cannot share {type(model).__name__} among ranks",
+            why="transformers has cut it already, and its parts are no DTensors, which would say how",
+            todo="load it whole, without tp_plan, and give it to trilithon.tensor_parallel",
+        )
+    return placed
+
+
 def make_plan(model: nn.Module, rank: int, ranks: int) -> Plan:
     """How `model` is shared.
 
@@ -78,7 +96,7 @@ def make_plan(model: nn.Module, rank: int, ranks: int) -> Plan:
 def _kinds(model: nn.Module) -> dict[str, Kind]:
     """How each linear layer is shared, by its path."""
     said: Mapping[str, str] = getattr(model, "tp_plan", None) or {}
-    placed = any(is_dtensor(x) for x in model.parameters())
+    placed = has_dtensors(model)
     if not placed:
         _check_known(model, said)
     found: dict[str, Kind] = {}

@@ -17,7 +17,7 @@ from trilithon.capture import hf
 from trilithon.errors import CaptureError, InputError, VerificationFailed
 from trilithon.parallel.heads import Heads
 from trilithon.parallel.layers import Columns, Joined, Rows
-from trilithon.parallel.plan import Cut, Plan, is_dtensor, make_plan
+from trilithon.parallel.plan import Cut, Plan, has_dtensors, is_dtensor, make_plan
 from trilithon.runtime.verify import TOLERANCE, relative_error
 from trilithon.stages import stage
 
@@ -95,10 +95,6 @@ def to_capture(model: Any, example_kwargs: Mapping[str, Any] | None) -> Any:
         with stage("load"):
             return hf.load_model(model)
     return tensor_parallel(model, example_kwargs) if has_dtensors(model) else model
-
-
-def has_dtensors(model: object) -> bool:
-    return isinstance(model, nn.Module) and any(is_dtensor(x) for x in model.parameters())
 
 
 def _others(plan: Plan) -> list[str]:

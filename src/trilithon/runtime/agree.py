@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph
 
-from trilithon.capture.collectives import MEETINGS, all_reduce, group_of, of_first_rank
-from trilithon.errors import CaptureError, InputError
+from trilithon.capture.collectives import MEETINGS, all_reduce, any_of_ranks, group_of, of_first_rank
+from trilithon.errors import CaptureError, InputError, VerificationFailed
 from trilithon.options import Options
 
 if TYPE_CHECKING:
@@ -87,6 +87,24 @@ def require_same_choices(graph: Graph, backend: str, options: Options, cache_tok
             why=f"they differ in backend, options or capacity; here: {backend}, {own}, {cache_tokens} tokens",
             todo="call compile with the same arguments on every rank",
         )
+
+
+def verified_by_all(graph: Graph, verify: Callable[[], object]) -> None:
+    """Where it fails on one rank it fails on all, none of which then waits for that one.
+
+    Raises:
+        VerificationFailed: from `verify`, or since another rank's has raised it.
+    """
+    group, failed = group_of(graph), None
+    try:
+        verify()
+    except VerificationFailed as error:
+        failed = error
+    found = group is not None and any(any_of_ranks([failed is not None], group, device_of_graph(graph)))
+    if failed is not None:
+        raise failed
+    if found:
+        raise VerificationFailed("what another rank compiled disagrees with eager", todo="nothing was compiled. See its error")
 
 
 def require_same_request(request: Request, group: str | None) -> None:
