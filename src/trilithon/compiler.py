@@ -218,9 +218,8 @@ def compile(
 
 def _examples(model: Any, example: Example | None, dynamic_shapes: Any) -> list[tuple[Example | None, Any]]:
     """The calls to capture, best first, with their dynamic shapes."""
-    if example is None and hf.is_hf(model):
-        return [hf.example_for(model, inputs) for inputs in hf.input_choices(model)]
-    return [(example, dynamic_shapes)]
+    usual = hf.input_choices(model) if example is None and hf.is_hf(model) else ()
+    return [hf.example_for(model, inputs) for inputs in usual] or [(example, dynamic_shapes)]
 
 
 def _with_decoder(
@@ -279,10 +278,9 @@ def compile_program(
 
     def verify(made: Callable[..., Any], chosen: Options, exact: int) -> None:
         if chosen.verify:
+            times = allowed_times(made, device, chosen)
             with verifying():
-                verify_program(
-                    made, always, held, analysis.guards, inputs, device, allowed_times(made, device, chosen), canaries
-                )
+                verify_program(made, always, held, analysis.guards, inputs, device, times, canaries)
 
     def make() -> Callable[..., Any]:
         made, found = build_right(build, verify, backend, options, always.graph)
