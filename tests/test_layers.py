@@ -16,7 +16,7 @@ FILES = {path.relative_to(SRC).as_posix(): ast.parse(path.read_text()) for path 
 
 ORDER = (
     "errors folders options passes stages | spec | capture | lift | prove | rewrite | lower | runtime"
-    " | report | compiled artefact caching | compiler onnx_export | integrations batch | bench | cli | __main__"
+    " | report | parallel | compiled artefact caching | compiler onnx_export | integrations batch | bench | cli | __main__"
 )
 LAYERS = {name: depth for depth, names in enumerate(ORDER.split("|")) for name in names.split()}
 PUBLIC = LAYERS["compiler"]  # `import trilithon` runs __init__, which imports the compiler

@@ -31,6 +31,7 @@ if typing.TYPE_CHECKING:
     from trilithon.lower.native.flex import mask_mod
     from trilithon.onnx_export import OnnxModel, export_onnx
     from trilithon.options import Options
+    from trilithon.parallel.share import tensor_parallel
     from trilithon.prove.verdict import Proof, Verdict
     from trilithon.spec.assumption import Assumption, Input, attention_mask, position_ids
     from trilithon.spec.bias import Alibi, Bias, Dense, RelativeBias
@@ -60,6 +61,7 @@ _HOMES = {
     "lower.native.flex": "mask_mod",
     "onnx_export": "OnnxModel export_onnx",
     "options": "Options",
+    "parallel.share": "tensor_parallel",
     "prove.verdict": "Proof Verdict",
     "spec.assumption": "Assumption Input attention_mask position_ids",
     "spec.bias": "Alibi Bias Dense RelativeBias",
@@ -113,6 +115,7 @@ __all__ = [
     "lower",
     "mask_mod",
     "position_ids",
+    "tensor_parallel",
 ]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from trilithon.lower.backend import Blueprint, Role, blueprint_of, lower_module
 from trilithon.lower.inputs import Input, cached_inputs, sequence_inputs
 from trilithon.lower.native.prompt import Prompt
 from trilithon.lower.native.step import NativeStep
-from trilithon.lower.tensorrt.converters.matmul import PARTS
 from trilithon.lower.tensorrt.diagnose import first_diverging_site
 from trilithon.lower.tensorrt.lower import Split
 from trilithon.lower.tensorrt.module import TensorRTModule
@@ -31,7 +29,9 @@ from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.split_context import Context, split_context
 from trilithon.rewrite.token_model import POSITIONS, longest, token_inputs
 from trilithon.rewrite.unlift import device_of, fake_inputs, unlift
+from trilithon.runtime.agree import require_same_choices
 from trilithon.runtime.assemble import assemble
+from trilithon.runtime.build_right import build_right
 from trilithon.runtime.cache_notes import cache_notes, kept_notes
 from trilithon.runtime.context import HeldContext
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
@@ -48,8 +48,6 @@ CANARY = (6,)  # tokens of the prompts that a native decoder is verified with
 CANARY_8BIT = (6, 70)  # also one that turns short rings over, and goes past the 64 keys that a GPU reads at once
 CONTEXT_TOKENS = 9  # of the canary of a context, where it may have any number
 TIMES = 3.0  # most times the error of eager, both against a wider type, that logits of an engine may have
-Built = TypeVar("Built")
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,9 @@ def make_decoder(
         with stage("rewrite"):
             plan = _plan(source, max_tokens, backend, options)
     except CannotCache as refusal:
+        require_same_choices(source.program.graph, backend, options, None)
         return refusal, cache_notes(refusal)
+    require_same_choices(source.program.graph, backend, options, plan.max_tokens)
     decoder, notes = _make(source, plan, backend, options)
     return decoder, (*cache_notes(decoder), *notes)
 
@@ -101,8 +101,7 @@ class _Plan:
 
 
 def _plan(source: Source, max_tokens: int | None, backend: str, options: Options) -> _Plan:
-    program = source.program
-    plain = unlift(program)
+    program, plain = source.program, unlift(source.program)
     device, inputs = device_of(plain), token_inputs(plain)
     context = split_context(program, inputs.tokens) if inputs.context else None
     native = backend != "tensorrt"  # its cache layer writes consecutive slots
@@ -149,9 +148,8 @@ def _make(source: Source, plan: _Plan, backend: str, options: Options) -> tuple[
             except VerificationFailed as error:
                 raise _located(error, decoder, source.program, options, exact) from error
 
-    decoder, notes = build_right(build, verify, backend, options)
-    programs = (decoder.modules.prefill, decoder.modules.decode)
-    own = tuple(x.note for x in programs if isinstance(x, (Prompt, NativeStep)))
+    decoder, notes = build_right(build, verify, backend, options, source.program.graph)
+    own = tuple(x.note for x in (decoder.modules.prefill, decoder.modules.decode) if isinstance(x, (Prompt, NativeStep)))
     return decoder, (*own, *kept_notes(options.cache_dtype, errors), *notes)
 
 
@@ -172,38 +170,6 @@ def _given(source: Source, plan: _Plan, rows: int) -> dict[str, Tensor]:
     ranges = {axis.symbol: (axis.low, axis.high) for x in source.expected.values() for axis in x.axes if axis.symbol}
     inputs = sequence_inputs(held, ranges, rows, CONTEXT_TOKENS)
     return canary_inputs(inputs, held, source.guards, rows, CONTEXT_TOKENS, plan.device)
-
-
-def build_right(
-    build: Callable[[Options, int], Built], verify: Callable[[Built, Options, int], None], backend: str, options: Options
-) -> tuple[Built, tuple[str, ...]]:
-    """What `build` makes and `verify` accepts, and what a report says of it.
-
-    An engine that is wrong is built again in forms that are more exact.
-
-    Raises:
-        VerificationFailed: so is the most exact.
-    """
-    forms = [(options, 0)]
-    if backend == "tensorrt":
-        forms += [(options, 1), (options, 2)]
-        if options.attention == "auto":
-            forms.append((replace(options, attention="decomposed"), 2))
-    notes: tuple[str, ...] = ()
-    for form, (chosen, exact) in enumerate(forms):
-        built = build(chosen, exact)
-        try:
-            verify(built, chosen, exact)
-            return built, notes
-        except VerificationFailed as error:
-            if form + 1 == len(forms):
-                raise
-            following, more = forms[form + 1]
-            name = f"products of halves are added up in float32, in parts of {PARTS[more]} numbers"
-            name += ", and attention='decomposed'" if following.attention != options.attention else ""
-            notes = (f"{name}, since engines in a faster form were refused: {error.what}, {error.why}",)
-            log.warning("%s", notes[0])
-    raise AssertionError("unreachable")
 
 
 def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options, exact: int) -> CachedDecoder:
@@ -235,7 +201,7 @@ def _build(program: ExportedProgram, plan: _Plan, backend: str, options: Options
     if context is not None:
         own_rows = _has_rows(program, plan.inputs, context)
         held = HeldContext(lower(context.module, "sequence", "context", ()), context.inputs, own_rows)
-    return assemble(modules, kept, plan.max_tokens, options, plan.device, first, held, blueprints)
+    return assemble(modules, kept, plan.max_tokens, options, plan.device, first, held, blueprints, program.graph)
 
 
 def _has_rows(program: ExportedProgram, inputs: TokenInputs, context: Context) -> tuple[bool, ...]:

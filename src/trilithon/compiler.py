@@ -11,7 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from trilithon.caching import Source, allowed_times, build_right, capacity, make_decoder
+from trilithon.caching import Source, allowed_times, capacity, make_decoder
 from trilithon.capture import hf
 from trilithon.capture.export import Captured, capture
 from trilithon.capture.generation import generation_settings
@@ -22,6 +22,8 @@ from trilithon.lower.inputs import sequence_inputs
 from trilithon.lower.tensorrt.lower import split_notes
 from trilithon.lower.tensorrt.module import site_forms
 from trilithon.options import Options
+from trilithon.parallel.share import shares_of, to_capture
+from trilithon.parallel.sites import agreed_sites
 from trilithon.prove.cache import default_cache
 from trilithon.prove.program import examine_program, prover_of, size_ranges
 from trilithon.report.build import canonical_heads, site_report, size_names
@@ -31,6 +33,7 @@ from trilithon.report.versions import versions
 from trilithon.rewrite.fuse_attention import Proved, canonical_sites
 from trilithon.rewrite.pipeline import assert_guards, rewrite
 from trilithon.rewrite.unlift import device_of, fake_inputs, input_names, unlift
+from trilithon.runtime.build_right import build_right
 from trilithon.runtime.canary import Canary
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.original import original_model, original_program
@@ -87,8 +90,8 @@ def analyse(
     proved = canonical_sites(examined)
     with stage("rewrite"):
         rewritten, outcomes = rewrite(captured.program, proved, prover_of(captured.program, checked=checked))
-    heads = canonical_heads(rewritten)
-    ranges, sites = size_ranges(captured.program), [site_report(e, heads) for e in examined]
+    heads, ranges = canonical_heads(rewritten), size_ranges(captured.program)
+    sites = agreed_sites(captured.program.graph, captured.route, examined, [site_report(e, heads) for e in examined])
     report = Report(
         model=type(model).__name__,
         inputs=input_names(captured.program),
@@ -100,6 +103,7 @@ def analyse(
         passes={name: outcome.changed for name, outcome in outcomes.items()},
         versions=versions(),
         warnings=broken_promises(hf.text_config(model), sites, ranges),
+        notes=shares_of(model),
     )
     return Analysis(captured, proved, rewritten, report)
 
@@ -123,11 +127,10 @@ def explain(
     Raises:
         InputError, CaptureError: the model or the example cannot be captured.
     """
-    if isinstance(model, str):
-        model = hf.load_model(model, device="meta")
+    model = hf.load_model(model, device="meta") if isinstance(model, str) else to_capture(model, example_kwargs)
     if example_kwargs is None and hf.is_hf(model):
         inputs = ("input_ids",) if hf.is_causal_lm(model) else hf.usual_inputs(model)
-        example_kwargs, dynamic_shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
+        example_kwargs, dynamic_shapes = hf.example_for(model, inputs)
     with clocked() as stages:
         report = analyse(model, example_kwargs, dynamic_shapes, tuple(assume), options).report
     return replace(report, seconds=stages.seconds)
@@ -184,42 +187,39 @@ def compile(
         VerificationFailed: a compiled program disagreed with eager.
     """
     with clocked() as stages:
-        if isinstance(model, str):
-            with stage("load"):
-                model = hf.load_model(model)
-        most = capacity(hf.max_positions(model) if isinstance(model, nn.Module) and hf.is_hf(model) else None, max_tokens)
+        module: nn.Module | ExportedProgram = to_capture(model, example_kwargs)
+        most = capacity(hf.max_positions(module) if isinstance(module, nn.Module) and hf.is_hf(module) else None, max_tokens)
         backend = resolve_backend(backend, options.cache_dtype)
         analysis, decoder, notes = _with_decoder(
-            model, _examples(model, example_kwargs, dynamic_shapes), max_tokens, backend, tuple(assume), options
+            module, _examples(module, example_kwargs, dynamic_shapes), max_tokens, backend, tuple(assume), options
         )
         defer = backend == "tensorrt" and isinstance(decoder, CachedDecoder)  # an engine of all weights that few need
         program, report = compile_program(analysis, backend, options, most, defer=defer)
         report = _as_lowered(report, {} if isinstance(decoder, CannotCache) else vars(decoder.modules), notes)
 
     def build(inputs: tuple[str, ...]) -> tuple[Program, Report]:
-        example, shapes = hf.example_for(model, inputs)  # type: ignore[arg-type]
+        example, shapes = hf.example_for(module, inputs)  # type: ignore[arg-type]
         with clocked() as stages:
-            analysis = analyse(model, example, shapes, tuple(assume), options)
+            analysis = analyse(module, example, shapes, tuple(assume), options)
             program, report = compile_program(analysis, backend, options, most)
         return program, replace(report, seconds=stages.seconds)
 
     return Compiled(
         programs={program.inputs: program},
         report=replace(report, seconds=stages.seconds),
-        build=build if hf.is_hf(model) else None,
+        build=build if hf.is_hf(module) else None,
         decoder=decoder,
         max_tokens=most if isinstance(decoder, CannotCache) else decoder.cache_tokens,
-        defaults=hf.generation_defaults(model),
-        seq2seq=seq2seq_of(program, decoder, generation_settings(model)),
-        origin=Origin(hf.source_of(model), backend, options),
+        defaults=hf.generation_defaults(module),
+        seq2seq=seq2seq_of(program, decoder, generation_settings(module)),
+        origin=Origin(hf.source_of(module), backend, options),
     )
 
 
 def _examples(model: Any, example: Example | None, dynamic_shapes: Any) -> list[tuple[Example | None, Any]]:
     """The calls to capture, best first, with their dynamic shapes."""
-    if example is None and hf.is_hf(model):
-        return [hf.example_for(model, inputs) for inputs in hf.input_choices(model)]
-    return [(example, dynamic_shapes)]
+    usual = hf.input_choices(model) if example is None and hf.is_hf(model) else ()
+    return [hf.example_for(model, inputs) for inputs in usual] or [(example, dynamic_shapes)]
 
 
 def _with_decoder(
@@ -283,7 +283,7 @@ def compile_program(
                 verify_program(made, always, held, analysis.guards, inputs, device, times, canaries)
 
     def make() -> Callable[..., Any]:
-        made, found = build_right(build, verify, backend, options)
+        made, found = build_right(build, verify, backend, options, always.graph)
         notes.extend(found)
         return made
 
@@ -296,5 +296,5 @@ def compile_program(
         blueprint=blueprint,
         canaries=canaries,
     )
-    report = replace(analysis.report, notes=(backend_note(backend, options, device), *notes))
+    report = replace(analysis.report, notes=(*analysis.report.notes, backend_note(backend, options, device), *notes))
     return program, _as_lowered(report, {"call": lowered(program.fast)})

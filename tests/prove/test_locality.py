@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
+from trilithon.capture.collectives import all_gather, all_reduce
 from trilithon.capture.export import capture
 from trilithon.compiler import analyse
 from trilithon.errors import CannotCache
@@ -255,6 +256,14 @@ FORBIDDEN: dict[str, tuple[Twist, str, str]] = {  # the operation that must be n
     "row_numbers": (row_numbers, "arange", "one by one"),
     "scaled_by_rows": (lambda m, x, p: x / x.shape[0], "div", "number of rows"),
     "gather_rows": (gather_rows, "mean", "over rows"),
+    "joined_rows_of_ranks": (lambda m, x, p: x + all_gather(x, 2, "0")[: x.shape[0]], "gather", "along rows"),
+    "joined_tokens_of_ranks": (
+        lambda m, x, p: x + all_gather(x.permute(1, 0, 2), 2, "0").mean(0)[:, None],
+        "gather",
+        "along tokens",
+    ),
+    "largest_of_ranks": (lambda m, x, p: all_reduce(x, "0", "max"), "all_reduce", "takes the max, where sums alone"),
+    "ranks_of_another_group": (lambda m, x, p: all_reduce(x, "0") + all_reduce(x, "1"), "all_reduce", "may have other tokens"),
     "dropout": (lambda m, x, p: F.dropout(x, 0.1, training=True), "dropout", "dropout is on"),
     "noise": (lambda m, x, p: x + torch.randn(WIDTH), "randn", "not known"),
 }
@@ -280,6 +289,14 @@ def test_mixed_tokens_or_rows_are_refused(name: str) -> None:
     assert found.where is not None and "test_locality.py" in str(found)
     assert any(part in found.where.node for part in operation.split("|")), found.where
     assert any(part in found.why for part in why.split("|")), found.why
+
+
+def test_sums_over_ranks_keep_tokens_apart() -> None:
+    def meet(m: Decoder, x: Tensor, p: Tensor) -> Tensor:
+        return all_reduce(x, "0") + all_gather(x.permute(2, 0, 1), 2, "0")[:WIDTH].permute(1, 2, 0)
+
+    (shape,) = cache_shapes(canonical(Decoder(meet).eval()))
+    assert shape.g == HEADS
 
 
 # ------------------------------------------------------------ experts

@@ -46,6 +46,11 @@ def save(compiled: Compiled, folder: str | Path, tokenizer: Any | None = None) -
         VerificationFailed: its weights were changed since it was compiled and verified.
         InputError: the folder cannot be written to, or another process is saving into it.
     """
+    if any(program.group is not None for program in compiled.programs):
+        why = "this process holds one rank's share of it, and meets the others in collectives of their process group"
+        raise CannotLower(
+            f"cannot save {compiled!r}", why=why, todo="keep the model's weights, and compile them where they run"
+        )
     folder, tensors = Path(folder), weights.Tensors()
     engines = engines_of(_lowered(compiled))
     blueprints = native.blueprints_of(compiled)

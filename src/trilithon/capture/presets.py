@@ -85,6 +85,31 @@ def _llama3_2() -> Any:
     )
 
 
+def _llama3_1() -> Any:
+    return transformers.LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=131072,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=128000,
+        eos_token_id=128001,
+    )
+
+
 def _mistral() -> Any:
     return transformers.MistralConfig(
         vocab_size=32000,
@@ -121,6 +146,7 @@ PRESETS = {
         Preset("qwen2.5-0.5b", "Qwen2.5-0.5B, random weights", config=_qwen2_5),
         Preset("qwen3-0.6b", "Qwen3-0.6B, random weights", config=_qwen3),
         Preset("llama-3.2-1b", "Llama-3.2-1B, random weights", config=_llama3_2),
+        Preset("llama-3.1-8b", "Llama-3.1-8B, random weights", config=_llama3_1),
         Preset("gpt2", "GPT-2 124M, random weights", config=lambda: transformers.GPT2Config()),
         Preset("mistral-7b", "Mistral-7B v0.1 (sliding window 4096), random weights", config=_mistral),
         Preset("minilm", "all-MiniLM-L6-v2 (BERT encoder), real weights", folder=_minilm_folder),

@@ -19,6 +19,7 @@ from trilithon.cli.explain import explain
 from trilithon.cli.export import export
 from trilithon.cli.generate import generate
 from trilithon.cli.inspect import inspect
+from trilithon.cli.ranks import joined, text_of
 from trilithon.errors import TrilithonError
 
 __all__ = ["PRESETS", "app", "batch", "bench", "compile", "demo", "doctor", "explain", "export", "generate", "inspect", "main"]
@@ -26,11 +27,12 @@ __all__ = ["PRESETS", "app", "batch", "bench", "compile", "demo", "doctor", "exp
 
 def main() -> None:
     """Run the command line; an error of Trilithon's is its text on stderr and exit code 1."""
-    try:
-        app()
-    except TrilithonError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
+    with joined():
+        try:
+            app()
+        except TrilithonError as error:
+            print(text_of(error), file=sys.stderr)
+            sys.exit(1)
 
 
 def _version(asked: bool) -> None:

@@ -61,7 +61,10 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def load(model: str, dtype: str | None, device: str | None, layers: int | None, seed: int = 0) -> nn.Module:
+def load(
+    model: str, dtype: str | None, device: str | None, layers: int | None, seed: int = 0, *, in_host_memory: bool = False
+) -> nn.Module:
+    """The model on `device`; or, in the type that it would have there, in the host's memory."""
     import torch
 
     from trilithon.capture.hf import load_model
@@ -75,4 +78,4 @@ def load(model: str, dtype: str | None, device: str | None, layers: int | None, 
         raise InputError(
             f"cannot use device {device!r}", why="torch sees no GPU here", todo="leave --device out; see trilithon doctor"
         )
-    return load_model(model, dtype=dtypes[dtype], device=device, layers=layers, seed=seed)
+    return load_model(model, dtype=dtypes[dtype], device="cpu" if in_host_memory else device, layers=layers, seed=seed)

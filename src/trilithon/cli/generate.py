@@ -27,6 +27,7 @@ from trilithon.cli.common import (
     generation,
     load,
 )
+from trilithon.cli.ranks import ranks, shared
 from trilithon.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def generate(
     if is_artefact(model):
         compiled, ids = _load_compiled(model, device, text, prompt_tokens, seed, options)
     else:
-        module = load(model, dtype, device, layers, seed)
+        module = load(model, dtype, device, layers, seed) if ranks() == 1 else shared(model, dtype, device, layers, seed)
         compiled, ids = _compile(module, backend, text, prompt_tokens, seed, max_new_tokens, max_tokens, options)
     arguments = generation(max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, eos)
     arguments |= _stops(stop, tokenizer) | _drafts(prompt_lookup) | ({"seed": seed} if temperature > 0 else {})
@@ -127,6 +128,9 @@ def _load_compiled(
 
     from trilithon.artefact import load as load_compiled
 
+    if ranks() > 1:
+        why = "what is saved is compiled for one process"
+        raise InputError("ranks cannot share a compiled model", why=why, todo="give the model that it was compiled from")
     if options.cache_dtype is not None:
         raise InputError(
             "--cache-dtype was given with a compiled model", why="it keeps K and V as it was compiled", todo="leave it out"

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 Made = TypeVar("Made")
@@ -40,7 +41,9 @@ def captured(run: Callable[[], Made], undo: Callable[[], object] = lambda: None,
     finally:
         torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=side):
+    # where ranks meet, a thread that watches NCCL asks for events, which would end a capture that all threads mind
+    mode = "thread_local" if dist.is_available() and dist.is_initialized() else "global"
+    with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode=mode):
         made = run()
     _KEPT[graph] = []
     return graph, made

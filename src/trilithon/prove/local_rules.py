@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from trilithon.prove import experts, local_lookups, local_products, local_shapes, local_values
+from trilithon.prove import collectives, experts, local_lookups, local_products, local_shapes, local_values
 from trilithon.prove.axes import Found, Scope
 
 Rule = Callable[[Node, Scope], Found]
@@ -19,5 +19,5 @@ RULES: dict[Any, Rule] = {
     **local_lookups.RULES,
     **experts.RULES,
 }
-NAMED: dict[str, Rule] = experts.NAMED
+NAMED: dict[str, Rule] = {**experts.NAMED, **collectives.NAMED}
 SIZED: set[Any] = local_shapes.SIZED  # their rules say what sizes may enter

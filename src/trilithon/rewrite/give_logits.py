@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from trilithon.capture.collectives import ALL_GATHER, WAIT
 from trilithon.passes import bound_arguments
-from trilithon.prove.axes import TOKENS, Label, refuse
+from trilithon.prove.axes import TOKENS, Label, is_free, refuse
 from trilithon.prove.local_values import BROADCAST, targets
 from trilithon.rewrite.cache_ops import last_tokens
 from trilithon.rewrite.token_model import TokenModel
@@ -105,7 +106,7 @@ def _cut(model: TokenModel, counts: Node) -> None:
     """Take the last tokens before the product that makes logits, or else of the logits."""
     graph = model.gm.graph
     head: Node = model.logits
-    while head.target in BROADCAST and len(head.users) == 1 and (operand := _only_operand(model, head)) is not None:
+    while len(head.users) == 1 and (operand := _made_of(model, head)) is not None:
         head = operand
     x = head.args[0] if head.target in HEADS and len(head.users) == 1 else None
     if isinstance(x, Node) and _is_weight(model, head) and len(_label(model, x).axes) == 3:
@@ -115,6 +116,18 @@ def _cut(model: TokenModel, counts: Node) -> None:
     output = graph.output_node()
     with graph.inserting_before(output):
         output.args = (graph.call_function(last_tokens, (model.logits, counts)),)
+
+
+def _made_of(model: TokenModel, node: Node) -> Node | None:
+    """What the logits are made of, where that may have fewer tokens: they are changed one by one, or joined of all ranks'."""
+    if node.target in BROADCAST:
+        return _only_operand(model, node)
+    x = node.args[0] if node.args else None
+    if not isinstance(x, Node) or x not in model.labels:
+        return None
+    if node.target is aten.slice.Tensor:
+        return x if is_free(_label(model, x).axes[node.args[1] if len(node.args) > 1 else 0]) else None  # type: ignore[index]
+    return x if node.target in (aten.permute.default, aten.clone.default) or str(node.target) in (ALL_GATHER, WAIT) else None
 
 
 class _LastTokens:

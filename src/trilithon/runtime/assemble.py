@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch.fx import Graph
 
+from trilithon.capture.collectives import group_of, is_gathered
 from trilithon.lower.backend import Blueprint
 from trilithon.options import Options
 from trilithon.rewrite.cache_shape import CacheShape
@@ -21,6 +23,7 @@ def assemble(
     first_tokens: int | None,
     context: HeldContext | None,
     blueprints: dict[str, Blueprint],
+    graph: Graph | None = None,
 ) -> CachedDecoder:
     """A decoder with CUDA graphs where the options and the device say so.
 
@@ -29,10 +32,13 @@ def assemble(
             have run at another length.
         context: of an encoder-decoder.
         blueprints: what the programs were lowered from, by name; empty for engines.
+        graph: that they were made of, which says whether several ranks run them; None = one process does.
     """
     graphs = device.type == "cuda" if options.cuda_graphs is None else options.cuda_graphs
     decoder = CachedDecoder(modules, shapes, cache_tokens, options.max_batch, device, graphs, first_tokens)
     decoder.blueprints = blueprints
+    if graph is not None:
+        decoder.group, decoder.same_logits = group_of(graph), is_gathered(graph)
     if context is not None:
         context.moved, decoder.context = decoder.drop_graphs, context
     elif graphs and first_tokens is not None:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from trilithon.runtime.agree import agreed
 from trilithon.runtime.request import Request
 from trilithon.runtime.sampling import SeenTokens, penalise, pick, warp
 
@@ -17,10 +18,11 @@ class Chooser:
 
     Attributes:
         changes_scores: whether the scores are other than the logits, or are asked for.
+        group: ranks that share the model; what the first of them chooses counts.
     """
 
-    def __init__(self, request: Request, vocabulary: int) -> None:
-        self.request = request
+    def __init__(self, request: Request, vocabulary: int, group: str | None = None) -> None:
+        self.request, self.group = request, group
         self.changes_scores = (
             request.sampling.do_sample
             or request.sampling.penalises
@@ -78,7 +80,11 @@ class Chooser:
         return torch.stack([self.pick(s) for s in scores], 1), scores
 
     def pick(self, scores: Tensor) -> Tensor:
-        return pick(scores, self.request.sampling, self.request.generator)
+        return self.agreed(pick(scores, self.request.sampling, self.request.generator))
+
+    def agreed(self, x: Tensor) -> Tensor:
+        """What the first rank found: draws, processors and clocks may be others on other ranks."""
+        return agreed(x, self.group)
 
     def add(self, tokens: Tensor, valid: Tensor | None = None) -> None:
         """Note that the rows hold these tokens `[b n]`, of which those count that are `valid [b n]`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trilithon.errors import CapacityExceeded, InputError
 from trilithon.rewrite.cache_shape import SPARE, CacheShape, CacheTensor
+from trilithon.runtime.agree import agreed
 from trilithon.runtime.canary import Canary
 from trilithon.runtime.context import HeldContext, Snapshot
 from trilithon.runtime.prompt import PromptGraphs, bucket
@@ -55,6 +56,8 @@ class CachedDecoder:
         prompts: replay prompts as CUDA graphs; not with a context, which would be at other addresses.
         blueprints: what its programs were lowered from, by name; for a file.
         canary: what it was verified with; None = it was not.
+        group: ranks that share the model: each calls every method, with the same arguments.
+        same_logits: all of them get the same logits to the last bit; else the first rank says which token is best.
     """
 
     modules: CachedModules
@@ -68,6 +71,8 @@ class CachedDecoder:
     prompts: PromptGraphs | None = None
     blueprints: dict[str, Blueprint] = field(default_factory=dict)
     canary: Canary | None = None
+    group: str | None = None
+    same_logits: bool = True
     caches: list[Tensor] = field(init=False)
     best: Tensor = field(init=False)
     _steps: dict[int, Step] = field(init=False, default_factory=dict)
@@ -143,7 +148,7 @@ class CachedDecoder:
         logits = run(tokens, step.start, counts, *self._rows(b))
         step.start.copy_(counts)
         self._used, self._batch = width, b
-        self.best = logits[:, -1].argmax(-1)
+        self.best = self._agreed(logits[:, -1].argmax(-1))
         return logits[:, -1]
 
     @torch.no_grad()
@@ -162,7 +167,8 @@ class CachedDecoder:
         self._make_room(1, already=self._used)
         step = self._step(self._batch)
         step.tokens.copy_(tokens[:, None])
-        logits, self.best = step.run(self.modules.decode, self._rows(self._batch), self.cuda_graphs)
+        logits, best = step.run(self.modules.decode, self._rows(self._batch), self.cuda_graphs)
+        self.best = self._agreed(best)
         self._used += 1
         return logits[:, -1]
 
@@ -182,8 +188,11 @@ class CachedDecoder:
         logits = self.modules.extend(tokens, step.start, counts, *self._rows(b))
         step.start.add_(counts)
         self._used += s
-        self.best = logits.argmax(-1)
+        self.best = self._agreed(logits.argmax(-1))
         return logits
+
+    def _agreed(self, best: Tensor) -> Tensor:
+        return best if self.same_logits else agreed(best, self.group)
 
     def _one_by_one(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """What stands behind a row's `counts` is written past its end, where no token sees it, and is overwritten later."""

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
+from trilithon.capture.collectives import group_of
 from trilithon.errors import GuardFailed, InputError
+from trilithon.runtime.agree import require_same_inputs
 from trilithon.runtime.canary import Canary
 from trilithon.spec.assumption import Assumption
 
@@ -107,6 +110,7 @@ class Program:
         guard_failures: how often a guard failed so far.
         blueprint: what `fast` was lowered from, for a file.
         canaries: what it was verified with, the last counts; one that is deferred is verified later.
+        group: ranks that run it together, and with the same inputs; None = this process does alone.
     """
 
     expected: Mapping[str, Expected]
@@ -117,6 +121,10 @@ class Program:
     guard_failures: int = 0
     blueprint: Blueprint | None = None
     canaries: list[Canary] = field(default_factory=list)
+    group: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.group = group_of(self.general.graph) if isinstance(self.general, GraphModule) else None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -138,6 +146,7 @@ class Program:
         """
         self._check(tensors)
         arguments = [tensors[name] for name in self.inputs]
+        require_same_inputs(arguments, self.group)
         failed = self._failed_guard(tensors)
         if failed is None:
             return self.fast(*arguments)

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trilithon.runtime.agree import group_of_ranks, require_same_request
 from trilithon.runtime.choose import Chooser
 from trilithon.runtime.protocol import Decoder
 from trilithon.runtime.request import Request
@@ -66,6 +67,7 @@ class Run(Protocol):
 
 def take_prompts(decoder: Decoder, request: Request) -> tuple[Tensor, Tensor]:
     """Take in what the decoder does not hold yet of the prompts; the logits `[b v]` behind them, and the best tokens `[b]`."""
+    require_same_request(request, group_of_ranks(decoder))
     if request.given:
         decoder.take_context(request.given, len(request.input_ids))
     if not request.held:
@@ -98,7 +100,7 @@ class TokenRun:
         request = self.request
         logits, best = take_prompts(decoder, request)
         self.cached = self._columns
-        chooser = Chooser(request, logits.shape[-1])
+        chooser = Chooser(request, logits.shape[-1], group_of_ranks(decoder))
         for left in reversed(range(request.new_tokens)):
             tokens = self._take(logits, best, chooser)
             yield tokens[:, None]
@@ -128,7 +130,7 @@ class TokenRun:
         if request.stops:
             scores_so_far = tuple(self._scores) if request.output_scores else None
             ids = self._ids[:, : self._columns].clone()
-            self._unfinished = self._unfinished & ~request.stops.finished(ids, request.pad, scores_so_far)
+            self._unfinished = self._unfinished & ~chooser.agreed(request.stops.finished(ids, request.pad, scores_so_far))
         return tokens
 
     def is_finished(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trilithon.runtime.agree import agreed, group_of_ranks
 from trilithon.runtime.choose import Chooser
 from trilithon.runtime.lookup import Lookup, find_drafts
 from trilithon.runtime.protocol import Decoder
@@ -77,6 +78,7 @@ class LookupRun:
         self._finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self._made, self._done = [0] * rows, [False] * rows
         self._blocks: list[Tensor] = []
+        self._group: str | None = None
         self._steps: list[_Step] = []  # only where outputs are asked for
         ids_of_rows = request.input_ids.tolist() if request.stops.strings else []
         self._texts = [row[tokens - n :] for row, n in zip(ids_of_rows, self._prompts, strict=False)]
@@ -88,8 +90,9 @@ class LookupRun:
     @torch.no_grad()
     def steps(self, decoder: Decoder) -> Iterator[Tensor]:
         """See `Run`."""
+        self._group = group_of_ranks(decoder)
         logits, best = (x[:, None] for x in take_prompts(decoder, self.request))
-        chooser = Chooser(self.request, logits.shape[-1])
+        chooser = Chooser(self.request, logits.shape[-1], self._group)
         ones = torch.ones_like(self._lengths)
         window = _Window(self._rows[:, :1], ones, [0] * len(ones))
         while True:
@@ -177,7 +180,8 @@ class LookupRun:
                     return n
             if stops.criteria:  # of one row
                 scores = self._outputs("scores", step.made[0] + n) if self.request.output_scores else None
-                if bool(stops.finished_by_criteria(self._ids_of_one_row(step.made[0] + n), scores)):
+                ended = stops.finished_by_criteria(self._ids_of_one_row(step.made[0] + n), scores)
+                if bool(agreed(ended, self._group)):
                     return n
         return None
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from trilithon.capture.collectives import alone, any_of_ranks, group_of
 from trilithon.errors import VerificationFailed
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.argmax import spread_argmax
@@ -53,7 +54,7 @@ class NativeStep:
 
 
 def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
-    """A step for a GPU.
+    """A step for a GPU. Ranks that share the model come to steps of one kind, and measure and compare each for itself.
 
     Args:
         gm: lowered; it is changed.
@@ -64,15 +65,16 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
     try:
         fused = fuse_step(gm, inputs)
         with stage("tune"):
-            tune(fused, _tried(inputs, gm, TUNED_SLOTS), chosen=chosen)
+            tune(alone(fused), _tried(inputs, gm, TUNED_SLOTS), chosen=chosen)
         with stage("verify"):
-            _compare(gm, fused, inputs)
+            _compare(alone(gm), alone(fused), inputs)
     except CannotFuse as refusal:
         log.info("%s", refusal)
         refused = refusal.why + (f" at {refusal.where}" if refusal.where else "")
     except Exception as error:  # wrong ones; and Triton's errors have no common class, e.g. of a GPU that lacks a type
         refused = f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
         log.warning("generated kernels cannot be used here: %s", refused)
+    refused = _of_all_ranks(refused, gm)
     if refused:
         fused = None
     spread_argmax(gm)
@@ -82,6 +84,15 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
     kernels = sum(n.op == "call_module" for n in fused.graph.nodes)
     note = f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor"
     return NativeStep(general, fused, note, chosen)
+
+
+def _of_all_ranks(refused: str, gm: GraphModule) -> str:
+    """Why generated kernels are not used, on this rank or on another."""
+    group = group_of(gm.graph)
+    if group is None:
+        return refused
+    (found,) = any_of_ranks([bool(refused)], group, device_of(gm))
+    return refused or ("another rank cannot use them" if found else "")
 
 
 def compiled_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from torch._guards import detect_fake_mode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from trilithon.capture.collectives import group_of
 from trilithon.errors import CannotLower
 from trilithon.lower.inputs import Axis, Input
 from trilithon.lower.native.lower import replace_attention
@@ -74,6 +75,12 @@ def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options,
         CannotLower: there is no such GPU; nothing of the program can be an engine; an attention that was asked to be
             fused cannot be; or TensorRT refuses the network.
     """
+    if group_of(gm.graph) is not None:
+        raise CannotLower(
+            f"cannot lower {name} to TensorRT",
+            why="ranks share the model, and meet in collectives of torch.distributed within each layer",
+            todo="compile with backend='native'",
+        )
     target = resolve_target(options.gpu)
     merge_products(gm, is_bound)
 

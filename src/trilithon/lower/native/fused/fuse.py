@@ -2,7 +2,8 @@
 
 Each kernel is one region of the graph: the products that read one vector, with all that makes the vector before them and
 all that is done to single elements behind them; or one attention, with what makes its query, key and value, and their writes
-into the cache. Nothing is matched by name: a region is cut where a value needs more than its own row of numbers.
+into the cache. Nothing is matched by name: a region is cut where a value needs more than its own row of numbers, or where
+ranks that share the model meet: collectives stand between kernels as they are.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from trilithon.capture.collectives import ALL_GATHER, ALL_REDUCE, WAIT
 from trilithon.lower.inputs import Input
-from trilithon.lower.native.fused.launch import Attention, Largest, Products, Values
+from trilithon.lower.native.fused.launch import AFTER_RANKS, Attention, Largest, Products, Values
 from trilithon.lower.native.fused.one_token import at_one_token
 from trilithon.lower.native.fused.operations import CASTS, KNOWN, SINGLE, SPLITS, VIEWS, extent, numel, refuse
 from trilithon.lower.native.fused.text import Segment, Site, text_of_attention, text_of_products, text_of_values
@@ -26,6 +28,7 @@ from trilithon.spec.masks import parse
 
 aten = torch.ops.aten
 LINEAR, ARGMAX = aten.linear.default, aten.argmax.default
+COPIES = {aten.clone.default, aten.contiguous.default}
 SPARED = {*VIEWS, *CASTS}  # a region does not end with these
 MOST_VECTOR = 16384  # numbers of a vector that each program holds
 
@@ -51,6 +54,7 @@ class _Fuser:
     graph: Graph = field(default_factory=Graph)
     made: dict[Node, Node] = field(default_factory=dict)
     done: set[Node] = field(default_factory=set)
+    met: bool = False  # ranks have, since the last kernel
     modules: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> GraphModule:
@@ -67,6 +71,8 @@ class _Fuser:
                 self.products(node) if node.target is LINEAR else self.attend(node)
             elif node.target is ARGMAX:
                 self.largest(node)
+            elif str(node.target) in (ALL_REDUCE, ALL_GATHER, WAIT):
+                self.meet(node)
             elif node.target not in KNOWN | SPLITS | {LINEAR, ATTEND_SPLIT, write_cache, slot_positions}:
                 raise refuse(node, f"{getattr(node.target, '__name__', node.target)} has no kernel")
         made = GraphModule(self.modules, self.graph)
@@ -98,12 +104,30 @@ class _Fuser:
     def stored(self, node: Node) -> Node:
         """The value in the new graph."""
         if node not in self.made:
-            if node.target in VIEWS:
+            target: Any = node.target
+            if target in VIEWS or self._is_piece(node):
                 args = torch.fx.node.map_arg(node.args, self.stored)
-                self.made[node] = self.graph.call_function(node.target, args, node.kwargs)
+                self.made[node] = self.graph.call_function(target, args, node.kwargs)
             else:
                 self.values([node])
         return self.made[node]
+
+    def _is_piece(self, node: Node) -> bool:
+        """Is it cut from what stands in memory, one number behind the other?"""
+        return node.target is aten.slice.Tensor and node.args[0] in self.made and node.meta["val"].is_contiguous()
+
+    def meet(self, node: Node) -> None:
+        """A collective, of what stands in memory; a sum takes the place of what a kernel made for it alone."""
+        given: Any = node.args[0]
+        target: Any = node.target
+        x = given
+        while x.target in COPIES and x.args[0].meta["val"].is_contiguous():
+            x = x.args[0]
+        held = self.stored(x)
+        if str(target) == ALL_REDUCE and x is given and len(x.users) == 1 and held.target is operator.getitem:
+            target = torch.ops._c10d_functional.all_reduce_.default
+        self.made[node] = self.graph.call_function(target, (held, *node.args[1:]))
+        self.met = True
 
     def values(self, nodes: list[Node]) -> None:
         text = text_of_values(nodes, self.made.__contains__)
@@ -194,6 +218,8 @@ class _Fuser:
     def _call(self, module: torch.nn.Module, reads: tuple[Node, ...], makes: tuple[Node, ...]) -> None:
         name = f"kernel_{sum(key.startswith('kernel_') for key in self.modules)}"
         self.modules[name] = module
+        setattr(module, AFTER_RANKS, self.met)
+        self.met = False
         call = self.graph.call_module(name, tuple(self.made[n] for n in reads))
         if isinstance(module, Largest):
             self.made[makes[0]] = call

@@ -22,6 +22,7 @@ from trilithon.lower.native.split_kv import PROGRAMS
 A_WARP = 2048  # weights that a warp loads at once
 MOST_ROWS = 16  # of a matrix in one program, where settings are measured
 FILLED = 264  # programs that keep a large GPU busy
+AFTER_RANKS = "after_ranks"  # what a kernel is called that is the first behind a collective
 
 
 def kernel_folder() -> Path:
@@ -53,6 +54,11 @@ def _kernel(name: str, source: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, name)
+
+
+def _launch(kernel: nn.Module, device: torch.device) -> dict[str, Any]:
+    """Not behind a collective, which may run on a stream of its own."""
+    return {"PDL": False} if getattr(kernel, AFTER_RANKS, False) else _dependent_launch(device)
 
 
 @cache
@@ -109,7 +115,7 @@ class Values(_Generated):
 
     def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
         made = self.made(reads[0])
-        return len(made), made, (*reads, *made), {"num_warps": 4, **_dependent_launch(reads[0].device)}
+        return len(made), made, (*reads, *made), {"num_warps": 4, **_launch(self, reads[0].device)}
 
 
 class Products(_Generated):
@@ -139,7 +145,7 @@ class Products(_Generated):
     def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
         made = self.made(reads[0])
         programs = sum(-(-n // self.rows) for n in self.widths)
-        options = {"ROWS": self.rows, "num_warps": self.warps, **_dependent_launch(reads[0].device)}
+        options = {"ROWS": self.rows, "num_warps": self.warps, **_launch(self, reads[0].device)}
         return programs, made, (*reads, *made), options
 
 
@@ -173,7 +179,7 @@ class Largest(nn.Module):
         values, places = x.new_empty(programs, dtype=torch.float32), x.new_empty(programs, dtype=torch.int32)
         largest[(programs,)](
             x, result, values, places, self._arrived(1, x.device), x.numel(),
-            BLOCK=PIECE, BLOCK_P=padded(programs), num_warps=4, **_dependent_launch(x.device),
+            BLOCK=PIECE, BLOCK_P=padded(programs), num_warps=4, **_launch(self, x.device),
         )  # fmt: skip
         return result
 
@@ -226,7 +232,7 @@ class Attention(_Generated):
         held = self._found(shares, self.splits, k.device)
         args = (*others, *made, k, v, *held, *k.stride()[1:3], *v.stride()[1:3], k.shape[2], self.splits)
         options = {"BLOCK_N": self.block_n, "BLOCK_S": max(padded(self.splits), 2 * self.warps), "num_warps": self.warps}
-        return g * self.splits + shares, made, args, {**options, "num_stages": 2, **_dependent_launch(k.device)}
+        return g * self.splits + shares, made, args, {**options, "num_stages": 2, **_launch(self, k.device)}
 
 
 class Found:
