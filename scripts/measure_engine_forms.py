@@ -24,6 +24,7 @@ import trilithon
 from trilithon import Options
 from trilithon.bench.timing import measure
 from trilithon.lower.tensorrt.library import version
+from trilithon.report.versions import versions
 from trilithon.runtime.verify import relative_error
 
 WEIGHTS, PRODUCTS = (importlib.import_module(f"trilithon.lower.tensorrt.{name}") for name in ("weights", "converters.matmul"))
@@ -117,8 +118,12 @@ def main(
         found[form.name] = measured(half, form, ids, exact, eager)
         print(form.name, json_module.dumps(found[form.name]), flush=True)
     if json is not None:
-        versions = {"torch": torch.__version__, "tensorrt": version(), "trilithon": trilithon.__version__}
-        about = {"model": model, "gpu": torch.cuda.get_device_name(), "versions": versions, "eager": eager}
+        about = {
+            "model": model,
+            "gpu": torch.cuda.get_device_name(),
+            "versions": {**versions(), "tensorrt": version()},
+            "eager": eager,
+        }
         json.write_text(json_module.dumps({**about, "forms": found}, indent=1) + "\n")
 
 

@@ -22,6 +22,7 @@ from trilithon.bench.roofline import measure_machine
 from trilithon.lower.native.fused.launch import Products
 from trilithon.lower.native.fused.tune import calls_of, seconds_of
 from trilithon.lower.native.step import NativeStep
+from trilithon.report.versions import versions
 
 
 def main(
@@ -61,8 +62,7 @@ def main(
         print(f"{row['kernel']:32s} x{row['calls']:3d} {times}  {row['settings']}")
     if json is not None:
         saved = {"model": model, "length": length, "machine": machine.name, "copy_bytes_per_second": machine.bytes_per_second}
-        versions = {"torch": torch.__version__, "trilithon": trilithon.__version__}
-        json.write_text(json_module.dumps({**saved, "step_us": whole * 1e6, "kernels": rows, "versions": versions}, indent=1))
+        json.write_text(json_module.dumps({**saved, "step_us": whole * 1e6, "kernels": rows, "versions": versions()}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The order of the layers, the one door of each optional package, the caps on size, and the public names."""
+"""The order of the layers, the one door of each optional package, the caps on size, the public names and the version."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,7 @@ def test_public_names_match_all():
             module, attribute = imported[name]
             meant = getattr(importlib.import_module(module), attribute)
             assert value is meant, f"trilithon.{name} is not {module}.{attribute}: a folder of that name hides it"
+
+
+def test_the_package_says_its_version():
+    assert trilithon.__version__ == metadata.version("trilithon")

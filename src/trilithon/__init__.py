@@ -120,6 +120,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> typing.Any:
+    if name == "__version__":
+        return importlib.import_module("trilithon.report.versions").versions()["trilithon"]
     if name not in _HOME:
         raise AttributeError(f"module 'trilithon' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
