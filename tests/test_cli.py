@@ -22,7 +22,7 @@ import trilithon
 from artefacts import file_of, names_of
 from runtime.plain_decoder import PlainDecoder
 from trilithon import Compiled, cli, compiler
-from trilithon.bench import candidates, demo
+from trilithon.bench import candidates, demo, doctor
 from trilithon.bench.sweep_table import Sweep
 from trilithon.bench.table import Table
 from trilithon.capture import hf, presets
@@ -450,7 +450,11 @@ def test_doctor_says_why_not(run, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(sys.modules, "torch_tensorrt", types.SimpleNamespace(__version__="2.9.0"))
+    own = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda package: None if package == "ray" else own(package))
     found = json.loads(run("doctor", "--json").out)["integrations"]
+    assert found["ray"] == {"works": False, "says": "Ray is not installed; pip install 'trilithon[ray]'"}
+    assert found["torchrun"]["works"] and "gloo" in found["torchrun"]["says"]
     assert found["torch.compile"] == {"works": False, "says": "Inductor needs a C++ compiler; install g++"}
     assert not found["torch-tensorrt"]["works"] and "written for 2.11" in found["torch-tensorrt"]["says"]
     assert "torch-tensorrt  does not work: this plug-in was written for 2.11" in run("doctor").out

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from trilithon.bench.roofline import machine_name
 from trilithon.errors import InputError, TrilithonError
@@ -128,9 +129,26 @@ def _onnx() -> str:
     return f"export_onnx() writes models of opset {' or '.join(map(str, OPSETS))}, {verified}"
 
 
+def _torchrun() -> str:
+    if not dist.is_available() or not dist.is_gloo_available():
+        raise InputError("cannot share a model", why="this torch was built without torch.distributed or gloo")
+    gpus = torch.cuda.device_count()
+    joined = f"{gpus} GPUs by NCCL" if gpus and dist.is_nccl_available() else "processes by gloo; no GPU, or no NCCL, here"
+    return f"tensor_parallel() shares a model: {joined}"
+
+
+def _ray() -> str:
+    found = _version("ray")
+    if found is None:
+        raise InputError("cannot use Ray", why="Ray is not installed", todo="pip install 'trilithon[ray]'")
+    return f"trilithon batch --engine ray answers files of prompts by workers of Ray {found}"
+
+
 INTEGRATIONS: dict[str, Callable[[], str]] = {
     "transformers": _transformers,
     "torch.compile": _torch_compile,
     "onnx": _onnx,
     "torch-tensorrt": lambda: f"install() plugs into Torch-TensorRT {torch_tensorrt.version()}",
+    "torchrun": _torchrun,
+    "ray": _ray,
 }
