@@ -96,6 +96,7 @@ def of_all_tokens(m: Layer, x: Tensor, made: Tensor) -> Tensor:
         (lambda m, x, made: F.layer_norm(m.out(made), (8,)) + m.table[: x.shape[1]], 1),  # another number for each token
         (lambda m, x, made: m.out(made).mean(-1, keepdim=True) + x, 2),
         (lambda m, x, made: m.out(made).view(x.shape[0], -1, 2, 4).flatten(2), 1),  # a view
+        (lambda m, x, made: m.out(made) + m.up(m.table[None, : x.shape[1]]), 1),  # of all rows
         (of_all_tokens, 1),
     ],
 )

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from trilithon.capture.collectives import ALL_GATHER, WAIT
 from trilithon.passes import bound_arguments
-from trilithon.prove.axes import TOKENS, Label, is_free, refuse
+from trilithon.prove.axes import TOKENS, Axis, Label, is_free, refuse
 from trilithon.prove.local_values import BROADCAST, targets
 from trilithon.rewrite.cache_ops import last_tokens
 from trilithon.rewrite.token_model import TokenModel
@@ -137,8 +137,9 @@ class _LastTokens:
         self.model, self.counts = model, counts
         self.made: dict[Node, Node] = {}
         self.alone = {head}  # what nothing is made of but what is made of last tokens now
+        rows = _label(model, head.args[0]).axes[0]  # type: ignore[arg-type]
         for node in reversed(model.gm.graph.nodes):
-            if node.users and self.alone.issuperset(node.users) and _is_by_token(model, node):
+            if node.users and self.alone.issuperset(node.users) and _is_by_token(model, node, rows):
                 self.alone.add(node)
 
     def of(self, x: Node) -> Node:
@@ -156,17 +157,18 @@ class _LastTokens:
         return self.made[x]
 
 
-def _is_by_token(model: TokenModel, x: Node) -> bool:
+def _is_by_token(model: TokenModel, x: Node, rows: Axis) -> bool:
     """Is each token's value made of what other values `[b s c]` have at that token, and of what is the same for all?"""
-    if x.target not in BY_TOKEN or not _has_tokens(model, x) or (x.target in REDUCTIONS and not _is_along_last(x)):
+    if x.target not in BY_TOKEN or not _has_tokens(model, x, rows) or (x.target in REDUCTIONS and not _is_along_last(x)):
         return False
-    others = [n for n in x.all_input_nodes if not _has_tokens(model, n)]
+    others = [n for n in x.all_input_nodes if not _has_tokens(model, n, rows)]
     return len(others) < len(x.all_input_nodes) and all(_is_same_for_all(model, n) for n in others)
 
 
-def _has_tokens(model: TokenModel, x: Node) -> bool:
+def _has_tokens(model: TokenModel, x: Node, rows: Axis) -> bool:
     found = model.labels.get(x)
-    return isinstance(found, Label) and not (found.last or found.role) and len(found.axes) == 3 and found.axes[1] == (TOKENS,)
+    plain = isinstance(found, Label) and not (found.last or found.role) and len(found.axes) == 3
+    return plain and found.axes[:2] == (rows, (TOKENS,))  # type: ignore[union-attr]
 
 
 def _is_same_for_all(model: TokenModel, x: Node) -> bool:
