@@ -17,13 +17,13 @@ import trilithon
 from artefacts import file_of
 from models.configs import tiny
 from trilithon import CannotLower, Compiled, InputError, Options
-from trilithon.lower.inputs import Axis, Input, fixed, rows, tokens
+from trilithon.lower.inputs import Axis, Input, fixed
 from trilithon.lower.products import merge_products
 from trilithon.lower.tensorrt import weights as module
 from trilithon.lower.tensorrt.convert import convert
 from trilithon.lower.tensorrt.converters import matmul
 from trilithon.lower.tensorrt.engine import Engine, build
-from trilithon.lower.tensorrt.execute import Executor, has_few_shapes
+from trilithon.lower.tensorrt.execute import Executor
 from trilithon.lower.tensorrt.interpret import columns, interpret
 from trilithon.lower.tensorrt.interpret.columns import together
 from trilithon.lower.tensorrt.interpret.read import Mode, layers_of
@@ -335,11 +335,3 @@ def test_columns_are_interpreted_without_the_wide_matrix(twice: bool, monkeypatc
     net.output(net.cast(made, torch.float16), "seen")  # something else reads the products now
     again = [layer.kind for layer in together(layers_of(net, {}, Mode(None, 0.0)))]
     assert again.count(columns.COLUMNS) == (1 if twice else 0)
-
-
-def test_kernels_are_made_for_each_shape_only_where_there_are_few() -> None:
-    """With hundreds TensorRT-RTX 1.5 corrupted the heap of the process."""
-    step = Input("tokens", torch.int64, (rows(8), fixed(1))), Input("start", torch.int64, (rows(8),))
-    prompt = Input("tokens", torch.int64, (fixed(1), tokens(2176)))
-    assert has_few_shapes([Input("x", torch.float32, (fixed(3), fixed(4096)))]) and has_few_shapes(step)
-    assert not has_few_shapes([prompt]) and not has_few_shapes([*step, prompt])

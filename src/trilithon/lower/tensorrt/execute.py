@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache, cached_property
 from mmap import ACCESS_READ, mmap
 from typing import Any
@@ -12,27 +11,14 @@ import torch
 from torch import Tensor
 
 from trilithon.errors import CannotLower, InputError
-from trilithon.lower.inputs import Input
 from trilithon.lower.tensorrt.engine import Engine
 from trilithon.lower.tensorrt.library import errors_since, library, logger, mark, torch_dtypes
-
-MOST_SHAPES = 8  # of an engine's inputs, that it has kernels of their own for
 
 
 @cache
 def _runtime() -> Any:
     """One for all engines, for as long as the process runs."""
     return library().Runtime(logger())
-
-
-def has_few_shapes(inputs: Sequence[Input]) -> bool:
-    """May TensorRT-RTX compile kernels anew for each shape of the inputs?
-
-    Where an engine ran with a hundred lengths or more, 1.5 corrupted the process's heap (docs/backends.md), and each new
-    length waits for its kernels.
-    """
-    free = {axis for x in inputs for axis in x.axes if not axis.is_fixed}
-    return math.prod(axis.high - axis.low + 1 for axis in free) <= MOST_SHAPES
 
 
 class Executor:
@@ -70,9 +56,8 @@ class Executor:
             )
         config = loaded.create_runtime_config() if hasattr(loaded, "create_runtime_config") else None
         if config is not None and hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
-            kind = "EAGER" if has_few_shapes(self.engine.inputs) else "NONE"  # LAZY would change them behind a captured graph
-            kinds = trt.DynamicShapesKernelSpecializationStrategy.__members__
-            config.dynamic_shapes_kernel_specialization_strategy = kinds[kind]
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER  # no kernel changes behind a captured graph
+            config.dynamic_shapes_kernel_specialization_strategy = eager
         context = loaded.create_execution_context(config) if config is not None else loaded.create_execution_context()
         if context is None:
             raise CannotLower(
