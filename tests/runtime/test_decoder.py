@@ -41,6 +41,7 @@ class Rows:
 
     def __init__(self, family: str) -> None:
         self.model, self.rows = model(family), list[list[int]]()
+        self.most: list[int] = []  # tokens that a row held
 
     @torch.no_grad()
     def logits(self, row: int) -> Tensor:
@@ -58,10 +59,16 @@ def fresh(generator: random.Random, count: int) -> list[int]:
     return [generator.randrange(3, 60) for _ in range(count)]
 
 
+def note(rows: Rows) -> list[int]:
+    now = [len(row) for row in rows.rows]
+    rows.most = [max(pair) for pair in zip(now, rows.most or now, strict=True)]
+    return rows.most
+
+
 def prompt(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> None:
     lengths = [generator.randint(1, 40) for _ in range(ROWS)]
     width = max(lengths) + generator.randint(0, 2)
-    rows.rows = [fresh(generator, n) for n in lengths]
+    rows.rows, rows.most = [fresh(generator, n) for n in lengths], []
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows.rows])
     rows.check(decoder.prefill(ids, torch.tensor([width - n for n in lengths])), decoder.best)
 
@@ -86,23 +93,24 @@ def several(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> Non
 
 
 def back(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> None:
-    rows.rows = [row[: max(1, len(row) - generator.randint(0, SPARE))] for row in rows.rows]
+    least = [max(1, most - SPARE) for most in note(rows)]
+    rows.rows = [row[: generator.randint(min(n, len(row)), len(row))] for row, n in zip(rows.rows, least, strict=True)]
     decoder.rewind(torch.tensor([len(row) for row in rows.rows]))
 
 
 def fork(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> None:
     """Save, go on, and come back."""
-    saved, held = decoder.save(), [list(row) for row in rows.rows]
+    saved, held, most = decoder.save(), [list(row) for row in rows.rows], note(rows)
     for _ in range(generator.randint(1, 3)):
         one(decoder, rows, generator)
     decoder.restore(saved)
-    rows.rows = held
+    rows.rows, rows.most = held, most
 
 
 def choose(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> None:
     picked = [generator.randrange(len(rows.rows)) for _ in range(generator.randint(1, ROWS))]
     decoder.select(torch.tensor(picked))
-    rows.rows = [list(rows.rows[i]) for i in picked]
+    rows.rows, rows.most = [list(rows.rows[i]) for i in picked], [note(rows)[i] for i in picked]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -113,7 +121,7 @@ def test_schedules(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = Rows(family)
         prompt(decoder, rows, generator)
         for _ in range(8):
-            if max(len(row) for row in rows.rows) > TOKENS - 20:
+            if max(len(row) for row in rows.rows) > TOKENS - 24:
                 break
             generator.choice((one, several, back, fork, choose))(decoder, rows, generator)
             one(decoder, rows, generator)
@@ -208,3 +216,24 @@ def test_the_first_and_the_last_token_can_be_best() -> None:
     decoder = trilithon.compile(ends, max_tokens=32, options=Options(verify=False)).decoder
     decoder.prefill(torch.tensor([[5]]), torch.tensor([0]))
     assert float(decoder.decode(torch.tensor([5])).abs().max()) == 0 and decoder.best.tolist() == [0]
+
+
+def test_a_ring_is_not_taken_back_piece_by_piece() -> None:
+    """What a row held before counts, however few tokens it holds now."""
+    decoder, rows, generator = compiled("mistral"), Rows("mistral"), random.Random(2)
+    rows.rows = [fresh(generator, 40)]
+    decoder.prefill(torch.tensor(rows.rows), torch.tensor([0]))
+    decoder.rewind(torch.tensor([30]))
+    saved = decoder.save()
+    for _ in range(2):
+        with pytest.raises(InputError, match="cannot take back 16 tokens"):
+            decoder.rewind(torch.tensor([24]))
+        decoder.restore(saved)  # it is no younger
+    decoder.select(torch.tensor([0, 0]))
+    with pytest.raises(InputError, match="cannot take back 16 tokens"):
+        decoder.rewind(torch.tensor([30, 24]))
+    decoder.rewind(torch.tensor([25, 30]))
+    rows.rows = [rows.rows[0][:25], rows.rows[0][:30]]
+    one(decoder, rows, generator)
+    decoder.prefill(torch.tensor([[5] * 24]), torch.tensor([0]))
+    decoder.rewind(torch.tensor([9]))

@@ -56,6 +56,10 @@ class CacheShape:
                 kept.append(CacheTensor(f"scale_{kind}", heads, 1, torch.float32))
         return tuple(kept)
 
+    def zeros(self, rows: int, slots: int, device: torch.device) -> list[torch.Tensor]:
+        """Empty tensors."""
+        return [torch.zeros(rows, x.heads, slots, x.width, dtype=x.dtype, device=device) for x in self.tensors]
+
     def bytes_of(self, cache_tokens: int) -> int:
         """Bytes a row, of a cache for so many tokens."""
         return self.slots(cache_tokens) * sum(x.heads * x.width * x.dtype.itemsize for x in self.tensors)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from trilithon.runtime.written import Written
 
 
 @dataclass
@@ -59,8 +61,10 @@ class Snapshot:
         lengths: tokens of each row.
         caches: the slots in use.
         context: what the rows read beside their tokens.
+        written: how far they were.
     """
 
     lengths: tuple[int, ...]
     caches: tuple[Tensor, ...]
     context: tuple[Tensor, ...] = ()
+    written: Written = field(default_factory=Written)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trilithon.errors import CapacityExceeded, InputError
-from trilithon.rewrite.cache_shape import SPARE, CacheShape, CacheTensor
+from trilithon.errors import CapacityExceeded
+from trilithon.rewrite.cache_shape import CacheShape
 from trilithon.runtime.agree import agreed
 from trilithon.runtime.canary import Canary
 from trilithon.runtime.context import HeldContext, Snapshot
 from trilithon.runtime.prompt import PromptGraphs, bucket
 from trilithon.runtime.step import Decode, Step
+from trilithon.runtime.written import Written
 
 if TYPE_CHECKING:  # it brings all that lowers, TensorRT's converters too
     from trilithon.lower.backend import Blueprint
@@ -79,6 +80,7 @@ class CachedDecoder:
     _room: int = field(init=False, default=0)
     _used: int = field(init=False, default=0)
     _batch: int = field(init=False, default=0)
+    _written: Written = field(init=False, default_factory=Written)
 
     def __post_init__(self) -> None:
         self.caches, self.best = [], torch.zeros(0, dtype=torch.int64, device=self.device)
@@ -86,13 +88,9 @@ class CachedDecoder:
 
     def _allocate(self, room: int) -> None:
         """A cache for `room` tokens a row, with what the present one holds."""
-
-        def zeros(shape: CacheShape, tensor: CacheTensor) -> Tensor:
-            slots = shape.slots(room if shape.window is None else self.cache_tokens)
-            return torch.zeros(self.max_batch, tensor.heads, slots, tensor.width, dtype=tensor.dtype, device=self.device)
-
         with torch.inference_mode(False):  # it outlives the mode that the caller is in
-            fresh = [zeros(shape, tensor) for shape in self.shapes for tensor in shape.tensors]
+            slots = [(x, x.slots(room if x.window is None else self.cache_tokens)) for x in self.shapes]
+            fresh = [tensor for x, n in slots for tensor in x.zeros(self.max_batch, n, self.device)]
         for old, new in zip(self.caches, fresh, strict=False):
             new[:, :, : old.shape[2]].copy_(old)
         self.caches, self._room = fresh, room
@@ -147,7 +145,7 @@ class CachedDecoder:
         counts = s - pad
         logits = run(tokens, step.start, counts, *self._rows(b))
         step.start.copy_(counts)
-        self._used, self._batch = width, b
+        self._used, self._batch, self._written = width, b, Written()
         self.best = self._agreed(logits[:, -1].argmax(-1))
         return logits[:, -1]
 
@@ -206,16 +204,9 @@ class CachedDecoder:
     def rewind(self, lengths: Tensor) -> None:
         """See `Decoder.rewind`. The host reads the lengths."""
         now, wanted = self._lengths(), lengths.tolist()
-        back = max(a - b for a, b in zip(now, wanted, strict=True))
-        if any(not 0 <= b <= a for a, b in zip(now, wanted, strict=True)):
-            raise InputError(f"cannot go back to {wanted} tokens", why=f"the rows hold {now}", todo="pass no more than that")
-        slots = [shape.slots(self.cache_tokens) for shape in self.shapes if shape.window is not None]
-        if back > SPARE and any(n < max(now) for n in slots):
-            raise InputError(
-                f"cannot take back {back} tokens",
-                why=f"layers with a window keep {min(slots)} tokens of a row, and the older ones are gone",
-                todo=f"take back at most {SPARE} at a time, or save() before and restore() then",
-            )
+        rings = [shape.slots(self.cache_tokens) for shape in self.shapes if shape.window is not None]
+        self._written.check_back(now, wanted, rings)
+        self._written = self._written.by(now)
         self._step(self._batch).start.copy_(lengths)
         self._used = max(wanted)
 
@@ -225,7 +216,8 @@ class CachedDecoder:
         lengths = self._lengths()
         used = max(lengths, default=0)
         context = tuple(x.clone() for x in self.context.tensors)
-        return Snapshot(tuple(lengths), tuple(cache[: self._batch, :, :used].clone() for cache in self.caches), context)
+        caches = tuple(cache[: self._batch, :, :used].clone() for cache in self.caches)
+        return Snapshot(tuple(lengths), caches, context, self._written.by(lengths))
 
     @torch.no_grad()
     def restore(self, snapshot: Snapshot) -> None:
@@ -241,7 +233,7 @@ class CachedDecoder:
             cache[:b, :, : kept.shape[2]].copy_(kept)
         self.context.hold(snapshot.context)
         self._step(b).start.copy_(torch.tensor(snapshot.lengths, device=self.device))
-        self._used, self._batch = used, b
+        self._used, self._batch, self._written = used, b, snapshot.written
 
     @torch.no_grad()
     def select(self, rows: Tensor) -> None:
@@ -255,6 +247,7 @@ class CachedDecoder:
             used = cache[:, :, : self._used]
             used[: len(rows)] = used.index_select(0, rows)
         self.context.select(rows)
+        self._written = self._written.select(rows.tolist()) if self._written.most else self._written
         start = self._step(self._batch).start[rows]
         self._batch = len(rows)
         self._step(self._batch).start.copy_(start)
