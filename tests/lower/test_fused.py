@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -67,6 +68,27 @@ def given(inputs: tuple[Input, ...], start: int) -> list[torch.Tensor]:
 
 def kernels(gm: GraphModule) -> list[Any]:
     return [gm.get_submodule(str(n.target)) for n in gm.graph.nodes if n.op == "call_module"]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_no_kernel_writes_is_loaded_before_the_wait(name: str) -> None:
+    """And nothing else; a row of an embedding comes behind the token that says which."""
+    gm, inputs, _ = step_of(name)
+    fused, seen = fuse_step(gm, inputs), 0
+    for call in fused.graph.nodes:
+        kernel = fused.get_submodule(str(call.target)) if call.op == "call_module" else None
+        if not isinstance(kernel, (Products, Attention)):
+            continue
+        reads = call.args[2:] if isinstance(kernel, Attention) else call.args
+        early = True
+        for line in kernel.source.splitlines():
+            early = (early and "wait(PDL)" not in line) or line.strip().startswith(("if ", "elif ", "else:"))
+            for place in re.findall(r"tl\.load\(p(\d+)", line):
+                read = reads[int(place)]
+                assert early or read.op != "get_attr" or "embed" in read.target, line
+                assert not early or read.op in ("get_attr", "placeholder"), line
+                seen += early
+    assert seen >= 8
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ def {name}({parameters}):
 '''
 LARGE = 1 << 31
 MOST_VALUES = 1 << 16  # numbers that one program makes
+NAMES = re.compile(r"[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,36 @@ def text_of_products(x: Node, segments: Sequence[Segment], is_stored: Callable[[
         if len(segments) > 1:
             word = "if" if number == 0 else "elif"
             lines.append(f"{word} pid < {end}:" if number + 1 < len(segments) else "else:")
-        lines += [f"    {line}" if len(segments) > 1 else line for line in emitter.lines]
+        lines += [f"    {line}" if len(segments) > 1 else line for line in _arranged(emitter)]
         begin = end
     makes = (*(s.end for s in segments), *sides)
     name = "_".join(("products", str(extent(x)[1]), *(str(s.width) for s in segments)))
     return _text(name, leaves, makes, lines, "PDL: tl.constexpr, ROWS: tl.constexpr")
+
+
+def _arranged(emitter: Emitter) -> list[str]:
+    """Statements with the wait for other kernels among them: as few as can be stand behind it, and of these loads are first.
+
+    What is loaded before it comes while other kernels end: matrices, and weights of norms and biases, which nobody has read
+    since the last token.
+    """
+    written = {f"p{i}" for i, leaf in enumerate(emitter.leaves) if leaf.op != "get_attr"}
+    early, late = _apart(emitter.lines, written)
+    loads, others = _apart(late, {line.partition(" = ")[0] for line in late})
+    return [*early, "wait(PDL)", *loads, *others]
+
+
+def _apart(lines: Sequence[str], late: set[str]) -> tuple[list[str], list[str]]:
+    """Assignments that need none of these names, and all other statements; each in order."""
+    free, others = list[str](), list[str]()
+    for line in lines:
+        name, is_assignment, expression = line.partition(" = ")
+        if is_assignment and late.isdisjoint(NAMES.findall(expression)):
+            free.append(line)
+        else:
+            late = late | {name}
+            others.append(line)
+    return free, others
 
 
 def _of_columns(width: int) -> Frame:
@@ -92,7 +119,7 @@ def _of_columns(width: int) -> Frame:
 
 
 def _products(emitter: Emitter, x: Node, segment: Segment, begin: str) -> None:
-    """Load the matrices before the wait: no kernel writes them. Then make the vector, and multiply."""
+    """Load the matrices, make the vector, and multiply."""
     k = extent(x)[1]
     wide = ".to(tl.int64)" if k * segment.width >= LARGE else ""
     emitter.lines.append(f"n = (pid - ({begin})) * ROWS + tl.arange(0, ROWS)[:, None]")
@@ -102,13 +129,13 @@ def _products(emitter: Emitter, x: Node, segment: Segment, begin: str) -> None:
     for linear in segment.linears:
         place = f"{emitter.pointer(linear.args[1])} + n{wide} * {k} + {frame.column}"  # type: ignore[arg-type]
         tiles.append(emitter.assign(f'tl.load({place}, mask={inside}, other=0.0, eviction_policy="evict_first")'))
-    emitter.lines.append("wait(PDL)")
     vector = emitter.assign(f"{emitter.value(x, frame)}.to(tl.float32)")
     for linear, tile in zip(segment.linears, tiles, strict=True):
         made = f"tl.sum({tile}.to(tl.float32) * {vector}, 1)[:, None]"
         bias = linear.args[2] if len(linear.args) > 2 else None
         if isinstance(bias, Node):
-            made += f" + tl.load({emitter.pointer(bias)} + n, mask=n < {segment.width}, other=0.0).to(tl.float32)"
+            held = emitter.assign(f"tl.load({emitter.pointer(bias)} + n, mask=n < {segment.width}, other=0.0)")
+            made += f" + {held}.to(tl.float32)"
         dtype = str(linear.meta["val"].dtype).replace("torch.", "tl.")
         emitter.made[linear, _of_columns(segment.width)] = emitter.assign(f"({made}).to({dtype})")
 
@@ -197,7 +224,7 @@ def text_of_attention(site: Site, result: Node, is_stored: Callable[[Node], bool
     strides = "k_g, k_t, v_g, v_t"
     emitter.lines.append(f"tile_k, tile_v = load_tile(k_cache, v_cache, group, begin, stop, {strides}, {sizes})")
     emitter.lines.append(f"m = tl.arange(0, {max(16, padded(n))})[:, None]")
-    emitter.lines += [f"head = group * {n} + m", "wait(PDL)"]
+    emitter.lines.append(f"head = group * {n} + m")
     q, k, v = (
         emitter.value(x, Frame(row, column.column, inside, column.column_inside))
         for x, row, inside, column in (
@@ -212,7 +239,7 @@ def text_of_attention(site: Site, result: Node, is_stored: Callable[[Node], bool
         f"CAPPED={bool(site.softcap)}, BLOCK_M={max(16, padded(n))})"
     )
     lines = ["pid = tl.program_id(0)", f"group, part = pid % {g}, pid // {g}", "let_next_start(PDL)", *early]
-    lines += ["if part < splits:", "    if part < active:", *(f"        {line}" for line in emitter.lines), "else:"]
+    lines += ["if part < splits:", "    if part < active:", *(f"        {line}" for line in _arranged(emitter)), "else:"]
     lines += ["    wait(PDL)", f"    place = pid - {g} * splits"]
     lines.append(f"    put_together(sums, marks, o0, place, splits, active, N={n}, E={e}, BLOCK_S=BLOCK_S)")
     more = f"k_cache, v_cache, sums, marks, {strides}, t, splits, PDL: tl.constexpr, "
