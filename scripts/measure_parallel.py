@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import trilithon
 from trilithon.bench.roofline import copy_bandwidth
 
+BEGAN = time.perf_counter()
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if ON_GPU else torch.device("cpu")
 
@@ -48,10 +49,12 @@ def measured(model: nn.Module, prompts: list[Tensor], new: int, repeats: int, ba
     """For each batch of prompts milliseconds a step behind the first token, its floor, and the new tokens."""
     rows, weights = max(len(x) for x in prompts), weight_bytes(model)
     options = trilithon.Options(max_batch=rows)
+    say(f"compiling for {rows} rows")
     llm = trilithon.compile(model, max_tokens=prompts[0].shape[1] + new, backend="native", options=options)
     decode = next((note for note in llm.report.notes if note.startswith("decode:")), "")
     found = []
     for ids in prompts:
+        say(f"{len(ids)} rows of {ids.shape[1]} tokens")
         made = llm.generate(ids, max_new_tokens=new, eos_token_id=None)  # compiles
         llm.generate(ids, max_new_tokens=new, eos_token_id=None)  # captures the prompt
         seconds = [_seconds(llm, ids, new) - _seconds(llm, ids, 1) for _ in range(repeats)]
@@ -62,6 +65,12 @@ def measured(model: nn.Module, prompts: list[Tensor], new: int, repeats: int, ba
             result | {"floor_ms": read / bandwidth * 1e3, "decode": decode, "tokens": made[:, ids.shape[1] :].tolist()}
         )
     return found
+
+
+def say(what: str) -> None:
+    """On the first rank, to standard error, with the seconds since the script began."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"{time.perf_counter() - BEGAN:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 def _seconds(llm: trilithon.Compiled, ids: Tensor, new: int) -> float:
@@ -148,11 +157,13 @@ def main(
 
     expected = []
     _freed()
+    say("the whole model on the first rank")
     if alone and dist.get_rank() == 0:
         expected = measured(load().to(DEVICE), prompts, new_tokens, repeats, speed)
         record["one"], record["one_peak_bytes"] = _summary([expected]), _peak()
     _freed()
     _all_ranks(0)
+    say(f"shared by {dist.get_world_size()} ranks")
     share = trilithon.tensor_parallel(load(), device=DEVICE)
     peaks = {"share": _peak()}
     _freed()

@@ -26,7 +26,8 @@ def test_tokens_are_those_of_one_gpu(preset: str, tmp_path: Path) -> None:
     words = [preset, *SIZES, "--batches", "1,3", "--dtype", "float32", "--load-on", "cpu", "--json", str(file)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     ran = subprocess.run([*RUN, script, *words], env=environment, capture_output=True, text=True, timeout=800, check=False)
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    told = [line for line in ran.stderr.splitlines() if "torch/distributed" not in line]  # torchrun's own trace is long
+    assert ran.returncode == 0, "\n".join(told)[-12000:]
     found: dict[str, Any] = json.loads(file.read_text())
     assert found["ranks_agree"] and found["equal_tokens"] == [1.0, 1.0]
     assert all("generated kernels a token for one row" in x["decode"] for x in found["together"])
