@@ -70,7 +70,7 @@ def kernels(gm: GraphModule) -> list[Any]:
     return [gm.get_submodule(str(n.target)) for n in gm.graph.nodes if n.op == "call_module"]
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", ["qwen3", "phi3", "gpt-neox"])
 def test_what_no_kernel_writes_is_loaded_before_the_wait(name: str) -> None:
     """And nothing else; a row of an embedding comes behind the token that says which."""
     gm, inputs, _ = step_of(name)
