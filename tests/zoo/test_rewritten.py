@@ -82,7 +82,6 @@ SCORES = (
     ("gemma2", "eager"),
     ("gpt-oss", "eager"),
     ("t5", "sdpa"),
-    ("mt5", "eager"),
 )
 
 
