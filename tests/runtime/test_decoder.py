@@ -237,3 +237,15 @@ def test_a_ring_is_not_taken_back_piece_by_piece() -> None:
     one(decoder, rows, generator)
     decoder.prefill(torch.tensor([[5] * 24]), torch.tensor([0]))
     decoder.rewind(torch.tensor([9]))
+
+
+def test_what_single_steps_write_past_a_row_counts_too() -> None:
+    """Of one token among 16, fifteen more were written into the ring."""
+    decoder = compiled("mistral")
+    object.__setattr__(decoder.modules, "extend", None)
+    decoder.prefill(torch.tensor([fresh(random.Random(3), 40)]), torch.tensor([0]))
+    decoder.extend(torch.full((1, 16), 5), torch.tensor([1]))
+    assert decoder.lengths.tolist() == [41]
+    with pytest.raises(InputError, match="cannot take back 16 tokens"):
+        decoder.rewind(torch.tensor([40]))
+    decoder.rewind(torch.tensor([41]))

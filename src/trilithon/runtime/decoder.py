@@ -197,6 +197,8 @@ class CachedDecoder:
         ends = self._step(self._batch).start + counts
         made = [(self.decode(column).clone(), self.best.clone()) for column in tokens.unbind(1)]
         logits, self.best = (torch.stack(parts, 1) for parts in zip(*made, strict=True))
+        if self._rings:
+            self._written = self._written.by(self._lengths())
         self._step(self._batch).start.copy_(ends)
         return logits
 
@@ -204,8 +206,7 @@ class CachedDecoder:
     def rewind(self, lengths: Tensor) -> None:
         """See `Decoder.rewind`. The host reads the lengths."""
         now, wanted = self._lengths(), lengths.tolist()
-        rings = [shape.slots(self.cache_tokens) for shape in self.shapes if shape.window is not None]
-        self._written.check_back(now, wanted, rings)
+        self._written.check_back(now, wanted, self._rings)
         self._written = self._written.by(now)
         self._step(self._batch).start.copy_(lengths)
         self._used = max(wanted)
@@ -251,6 +252,10 @@ class CachedDecoder:
         start = self._step(self._batch).start[rows]
         self._batch = len(rows)
         self._step(self._batch).start.copy_(start)
+
+    @property
+    def _rings(self) -> list[int]:
+        return [shape.slots(self.cache_tokens) for shape in self.shapes if shape.window is not None]
 
     def _lengths(self) -> list[int]:
         found: list[int] = self._step(self._batch).start.tolist() if self._batch else []
