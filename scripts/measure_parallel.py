@@ -174,14 +174,49 @@ def main(
     record["peak_bytes"] = _all_ranks(peaks | {"held": held, "run": _peak()})
     record["ranks_agree"] = all([x["tokens"] for x in rank] == [x["tokens"] for x in results] for rank in of_ranks)
     if expected:
-        pairs = zip(results, expected, strict=True)
-        record["equal_tokens"] = [_equal(a["tokens"], b["tokens"]) for a, b in pairs]
+        pairs = [(x["tokens"], y["tokens"]) for x, y in zip(results, expected, strict=True)]
+        record["equal_tokens"] = [_equal(a, b) for a, b in pairs]
+        say("looking at what differs")
+        del share
+        _freed()
+        whole = load().to(DEVICE).eval()
+        rounded = [_first_differences(whole, ids, a, b) for ids, (a, b) in zip(prompts, pairs, strict=True)]
+        exact = [_first_differences(whole.float(), ids, a, b) for ids, (a, b) in zip(prompts, pairs, strict=True)]
+        record["differences"] = [_ties(x, y) for x, y in zip(rounded, exact, strict=True)]
     if dist.get_rank() == 0:
         text = json_module.dumps(record, indent=2)
         print(text)
         if json is not None:
             json.write_text(text + "\n")
     _all_ranks(0)
+
+
+@torch.no_grad()
+def _first_differences(model: nn.Module, ids: Tensor, one: list[list[int]], other: list[list[int]]) -> list[Tensor]:
+    """For each row whose new tokens differ, the model's logits `[v]` where they first do."""
+    found = []
+    for row, a, b in zip(ids, one, other, strict=True):
+        if a == b:
+            continue
+        place = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+        given = torch.cat([row, torch.tensor(a[:place], dtype=row.dtype, device=row.device)])
+        logits = model(given[None], use_cache=False, logits_to_keep=1).logits[0, -1]
+        found.append(torch.cat([logits[[a[place], b[place]]], logits]))
+    return found
+
+
+def _ties(rounded: list[Tensor], exact: list[Tensor]) -> dict[str, Any]:
+    """How near the two tokens are where a row first differs, in units of what logits of this type are off.
+
+    Args:
+        rounded: logits of eager in the type that was measured, the two tokens' before them.
+        exact: in float32.
+    """
+    found = []
+    for near, true in zip(rounded, exact, strict=True):
+        off = (near.double() - true.double()).abs().max()
+        found.append(float((true[0] - true[1]).abs().double() / off))
+    return {"rows": len(found), "largest_gap_in_errors_of_eager": max(found, default=0.0)}
 
 
 def _equal(found: list[list[int]], expected: list[list[int]]) -> float:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from trilithon.capture.collectives import alone, any_of_ranks, group_of
+from trilithon.capture.collectives import MEETINGS, alone, any_of_ranks, group_of
 from trilithon.errors import VerificationFailed
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.argmax import spread_argmax
 from trilithon.lower.native.fused.fuse import fuse_step
 from trilithon.lower.native.fused.launch import Attention
+from trilithon.lower.native.fused.meet import CannotMeet, meet_in_memory
 from trilithon.lower.native.fused.operations import CannotFuse
 from trilithon.lower.native.fused.tune import tune
 from trilithon.rewrite.unlift import device_of
@@ -82,8 +83,43 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
     if fused is None:
         return NativeStep(general, None, f"decode: compiled by Inductor; no generated kernels: {refused}")
     kernels = sum(n.op == "call_module" for n in fused.graph.nodes)
-    note = f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor"
+    fused, how = _meeting(fused, inputs)
+    note = f"decode: {kernels} generated kernels a token for one row{how}; for more, compiled by Inductor"
     return NativeStep(general, fused, note, chosen)
+
+
+def _meeting(fused: GraphModule, inputs: tuple[Input, ...]) -> tuple[GraphModule, str]:
+    """The step with the fastest way to meet that all ranks have, and which it is; of one process, as it is."""
+    if group_of(fused.graph) is None:
+        return fused, ""
+    made, refused = fused, ""
+    try:
+        made = meet_in_memory(fused)
+    except CannotMeet as refusal:
+        refused = str(refusal)
+    refused = _of_all_ranks(refused, fused)
+    if not refused:
+        refused = _of_all_ranks(_differs(fused, made, inputs), fused)
+    times = sum(str(n.target) in MEETINGS for n in fused.graph.nodes)
+    if refused:
+        log.info("ranks do not meet in each other's memory: %s", refused)
+        return fused, f", between which ranks meet {times} times by torch.distributed ({refused})"
+    return made, f", between which ranks meet {times} times in each other's memory"
+
+
+@torch.no_grad()
+def _differs(fused: GraphModule, made: GraphModule, inputs: tuple[Input, ...]) -> str:
+    """Why two forms of a step that ranks run together are not the same; a rank that finds so has run all that others run."""
+    tokens, last, counts, *caches = _tried(inputs, fused, TRIED_SLOTS)
+    expected, *found = ([x.clone() for x in caches] for _ in range(3))
+    want = _results(fused, [tokens, last, counts, *expected])
+    got = [_results(made, [tokens, last, counts, *held]) for held in found]  # the second finds what the first left behind
+    try:
+        for each in got:
+            _check_equal(want, each, int(last))
+    except VerificationFailed as error:
+        return error.what
+    return ""
 
 
 def _of_all_ranks(refused: str, gm: GraphModule) -> str:

@@ -127,6 +127,7 @@ class _Fuser:
         if str(target) == ALL_REDUCE and x is given and len(x.users) == 1 and held.target is operator.getitem:
             target = torch.ops._c10d_functional.all_reduce_.default
         self.made[node] = self.graph.call_function(target, (held, *node.args[1:]))
+        self.made[node].meta["val"] = node.meta["val"]
         self.met = True
 
     def values(self, nodes: list[Node]) -> None:

@@ -58,11 +58,11 @@ def _kernel(name: str, source: str) -> Any:
 
 def _launch(kernel: nn.Module, device: torch.device) -> dict[str, Any]:
     """Not behind a collective, which may run on a stream of its own."""
-    return {"PDL": False} if getattr(kernel, AFTER_RANKS, False) else _dependent_launch(device)
+    return {"PDL": False} if getattr(kernel, AFTER_RANKS, False) else dependent_launch(device)
 
 
 @cache
-def _dependent_launch(device: torch.device) -> dict[str, Any]:
+def dependent_launch(device: torch.device) -> dict[str, Any]:
     """Hopper GPUs start a kernel while the one before ends."""
     able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"PDL": able, **({"launch_pdl": True} if able else {})}

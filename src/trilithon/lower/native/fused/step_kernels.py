@@ -175,6 +175,51 @@ def put_together(
 
 
 @triton.jit
+def meet(
+    x, result, inboxes, first, size,
+    RANKS: tl.constexpr, OWN: tl.constexpr, JOINS: tl.constexpr, PDL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The sum of what all ranks have, added up in their order, or all of it one behind the other.
+
+    Each rank writes its numbers into the inboxes of the others, where `ABSENT` stands, and waits for each of theirs by itself:
+    a number is its own sign that it has come. What has been read becomes `ABSENT` again. The next numbers for the same place
+    come in the next step, when this rank has taken part in another meeting, and so has read these.
+
+    Args:
+        x: `[size]`; result `[size]`, or where it `JOINS` `[RANKS * size]`.
+        inboxes: `[RANKS]` int64, the address of each rank's inbox: int32, bits of float32.
+        first: where in each this meeting's part begins: `[RANKS, size]`.
+    """
+    let_next_start(PDL)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    here = tl.load(inboxes + OWN).to(tl.pointer_type(tl.int32)) + first + at
+    wait(PDL)
+    value = tl.load(x + at, mask=inside, other=0.0)
+    own = told(value.to(tl.float32))
+    for rank in tl.static_range(RANKS):
+        if rank != OWN:
+            there = tl.load(inboxes + rank).to(tl.pointer_type(tl.int32)) + first + at
+            tl.store(there + OWN * size, own, mask=inside)
+    total = tl.zeros([BLOCK], tl.float32)
+    for rank in tl.static_range(RANKS):
+        bits = own
+        if rank != OWN:
+            missing = 1
+            while missing > 0:
+                bits = tl.load(here + rank * size, mask=inside, other=0, volatile=True)
+                missing = tl.max((bits == ABSENT).to(tl.int32), 0)
+            tl.store(here + rank * size, tl.full([BLOCK], ABSENT, tl.int32), mask=inside)
+        found = bits.to(tl.float32, bitcast=True)
+        if JOINS:
+            tl.store(result + rank * size + at, found.to(result.dtype.element_ty), mask=inside)
+        else:
+            total += found
+    if not JOINS:
+        tl.store(result + at, total.to(result.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def better(value, place, other, at):
     """The larger of two numbers, and where it stands; of equal ones the first. What is no number is larger than all."""
     is_first = (value > other) | ((value != value) & (other == other))
