@@ -24,7 +24,7 @@ def test_tokens_are_those_of_one_gpu(preset: str, tmp_path: Path) -> None:
     """At one row by generated kernels and at three by Inductor; the model comes from the host's memory."""
     script, file = str(ROOT / "scripts" / "measure_parallel.py"), tmp_path / "found.json"
     words = [preset, *SIZES, "--batches", "1,3", "--dtype", "float32", "--load-on", "cpu", "--json", str(file)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
     ran = subprocess.run([*RUN, script, *words], env=environment, capture_output=True, text=True, timeout=800, check=False)
     told = [line for line in ran.stderr.splitlines() if "torch/distributed" not in line]  # torchrun's own trace is long
     assert ran.returncode == 0, "\n".join(told)[-12000:]
