@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 import trilithon
 from trilithon.lower.native.step import NativeStep
 from trilithon.runtime.original import widened
+from trilithon.runtime.step import AT_ONCE
 from trilithon.runtime.verify import relative_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -55,6 +56,22 @@ def test_replays_give_the_same_bits(compiled: trilithon.Compiled) -> None:
         seen.append(decoder.decode(torch.tensor([7], device="cuda")).clone())
         decoder.rewind(start)
     assert all(torch.equal(x, seen[0]) for x in seen)
+
+
+def test_tokens_made_several_at_once_are_those_made_one_by_one(compiled: trilithon.Compiled) -> None:
+    """To the last bit, over a cache that grows on the way."""
+    decoder = compiled.decoder
+    assert decoder.at_once == AT_ONCE
+    for length in (5, 700):
+        ids = torch.randint(3, 1000, (1, length), device="cuda", generator=torch.Generator("cuda").manual_seed(length))
+        found = []
+        for at_once in (AT_ONCE, 1, AT_ONCE):
+            decoder.at_once = at_once
+            tokens = compiled.generate(ids, max_new_tokens=60, eos_token_id=None)
+            found.append((tokens, decoder.lengths, decoder.decode(tokens[:, -1]).clone()))
+        decoder.at_once = AT_ONCE
+        for mine, first in zip((x for each in found[1:] for x in each), found[0] * 2, strict=True):
+            assert torch.equal(mine, first)
 
 
 def errors(module: GraphModule, exact: GraphModule, start: int, caches: list[Tensor], seed: int) -> list[float]:

@@ -92,6 +92,16 @@ def several(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> Non
         torch.testing.assert_close(got[i, :n], rows.logits(i)[-n:], rtol=1e-4, atol=1e-4)
 
 
+def greedy(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> None:
+    """Several tokens, each the best behind the one before."""
+    new = fresh(generator, len(rows.rows))
+    made = decoder.follow(torch.tensor(new))
+    assert torch.equal(decoder.best, made[:, -1])
+    for i, (row, token, best) in enumerate(zip(rows.rows, new, made.tolist(), strict=True)):
+        row.extend([token, *best[:-1]])
+        assert rows.logits(i)[-len(best) :].argmax(-1).tolist() == best
+
+
 def back(decoder: CachedDecoder, rows: Rows, generator: random.Random) -> None:
     least = [max(1, most - SPARE) for most in note(rows)]
     rows.rows = [row[: generator.randint(min(n, len(row)), len(row))] for row, n in zip(rows.rows, least, strict=True)]
@@ -123,7 +133,7 @@ def test_schedules(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(8):
             if max(len(row) for row in rows.rows) > TOKENS - 24:
                 break
-            generator.choice((one, several, back, fork, choose))(decoder, rows, generator)
+            generator.choice((one, several, greedy, back, fork, choose))(decoder, rows, generator)
             one(decoder, rows, generator)
         assert decoder.lengths.tolist() == [len(row) for row in rows.rows]
 

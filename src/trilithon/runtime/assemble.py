@@ -7,11 +7,13 @@ from torch.fx import Graph
 
 from trilithon.capture.collectives import group_of, is_gathered
 from trilithon.lower.backend import Blueprint
+from trilithon.lower.native.step import NativeStep
 from trilithon.options import Options
 from trilithon.rewrite.cache_shape import CacheShape
 from trilithon.runtime.context import HeldContext
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.prompt import PromptGraphs
+from trilithon.runtime.step import AT_ONCE
 
 
 def assemble(
@@ -39,6 +41,8 @@ def assemble(
     decoder.blueprints = blueprints
     if graph is not None:
         decoder.group, decoder.same_logits = group_of(graph), is_gathered(graph)
+    if graphs and decoder.same_logits and isinstance(modules.decode, NativeStep):
+        decoder.at_once = AT_ONCE
     if context is not None:
         context.moved, decoder.context = decoder.drop_graphs, context
     elif graphs and first_tokens is not None:

@@ -15,7 +15,7 @@ from trilithon.runtime.agree import agreed
 from trilithon.runtime.canary import Canary
 from trilithon.runtime.context import HeldContext, Snapshot
 from trilithon.runtime.prompt import PromptGraphs, bucket
-from trilithon.runtime.step import Decode, Step
+from trilithon.runtime.step import AT_ONCE, Decode, Step, make_step
 from trilithon.runtime.written import Written
 
 if TYPE_CHECKING:  # it brings all that lowers, TensorRT's converters too
@@ -51,14 +51,14 @@ class CachedDecoder:
         max_batch: rows.
         device: of the cache and the inputs.
         cuda_graphs: replay single steps as CUDA graphs.
-        first_tokens: the cache is allocated for so many tokens a row at first, and doubled when it is full; None = all of it
-            at once.
+        first_tokens: tokens a row that the cache is allocated for at first; it is doubled when full. None = all of it at once.
         context: what all tokens of a row read, of an encoder-decoder.
         prompts: replay prompts as CUDA graphs; not with a context, which would be at other addresses.
         blueprints: what its programs were lowered from, by name; for a file.
         canary: what it was verified with; None = it was not.
         group: ranks that share the model: each calls every method, with the same arguments.
         same_logits: all of them get the same logits to the last bit; else the first rank says which token is best.
+        at_once: see `Follower`; `AT_ONCE`, or 1.
     """
 
     modules: CachedModules
@@ -74,6 +74,7 @@ class CachedDecoder:
     canary: Canary | None = None
     group: str | None = None
     same_logits: bool = True
+    at_once: int = 1
     caches: list[Tensor] = field(init=False)
     best: Tensor = field(init=False)
     _steps: dict[int, Step] = field(init=False, default_factory=dict)
@@ -103,7 +104,7 @@ class CachedDecoder:
     def drop_graphs(self) -> None:
         """Record steps and prompts anew: what they read or write is at other addresses."""
         for step in self._steps.values():
-            step.graph = None
+            step.recorded.clear()
         if self.prompts is not None:
             self.prompts.drop()
 
@@ -131,7 +132,7 @@ class CachedDecoder:
             CapacityExceeded: more rows or tokens than the cache can hold; what it holds stays.
         """
         b, s = input_ids.shape
-        self._check_rows(b)
+        self.check_rows(b)
         pads = pad.tolist()
         width = s - min(pads)
         self._make_room(width, already=0)
@@ -152,7 +153,7 @@ class CachedDecoder:
     @torch.no_grad()
     def take_context(self, given: tuple[Tensor, ...], rows: int) -> None:
         """See `Decoder.take_context`."""
-        self._check_rows(rows)
+        self.check_rows(rows)
         self.context.take(given, rows)
 
     @torch.no_grad()
@@ -169,6 +170,16 @@ class CachedDecoder:
         self.best = self._agreed(best)
         self._used += 1
         return logits[:, -1]
+
+    @torch.no_grad()
+    def follow(self, tokens: Tensor) -> Tensor:
+        """See `Follower`."""
+        self._make_room(AT_ONCE, already=self._used)
+        step = self._step(self._batch)
+        step.tokens.copy_(tokens[:, None])
+        made = step.follow(self.modules.decode, self._rows(self._batch), self.cuda_graphs)
+        self.best, self._used = made[:, -1], self._used + AT_ONCE
+        return made
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -228,7 +239,7 @@ class CachedDecoder:
             CapacityExceeded: the snapshot is of another decoder, which holds more.
         """
         b, used = len(snapshot.lengths), max(snapshot.lengths, default=0)
-        self._check_rows(b)
+        self.check_rows(b)
         self._make_room(used, already=0)
         for cache, kept in zip(self.caches, snapshot.caches, strict=True):
             cache[:b, :, : kept.shape[2]].copy_(kept)
@@ -243,7 +254,7 @@ class CachedDecoder:
         Raises:
             CapacityExceeded: more rows than the cache can hold; what it holds stays.
         """
-        self._check_rows(len(rows))
+        self.check_rows(len(rows))
         for cache in self.caches:
             used = cache[:, :, : self._used]
             used[: len(rows)] = used.index_select(0, rows)
@@ -261,11 +272,10 @@ class CachedDecoder:
         found: list[int] = self._step(self._batch).start.tolist() if self._batch else []
         return found
 
-    def _check_rows(self, b: int) -> None:
+    def check_rows(self, b: int) -> None:
         if b > self.max_batch:
             raise CapacityExceeded(
-                f"{b} rows do not fit a cache of {self.max_batch}",
-                todo=f"compile with Options(max_batch={b})",
+                f"{b} rows do not fit a cache of {self.max_batch}", todo=f"compile with Options(max_batch={b})"
             )
 
     def _make_room(self, tokens: int, already: int) -> None:
@@ -286,7 +296,5 @@ class CachedDecoder:
 
     def _step(self, b: int) -> Step:
         if b not in self._steps:
-            with torch.inference_mode(False):
-                tokens = torch.zeros(b, 1, dtype=torch.int64, device=self.device)
-                self._steps[b] = Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]))
+            self._steps[b] = make_step(b, self.device)
         return self._steps[b]

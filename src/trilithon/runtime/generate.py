@@ -121,12 +121,13 @@ def run_to_end(decoder: Decoder, request: Request, streamer: Streamer | None, sh
     if streamer is not None:
         _check_one_row(request)
         streamer.put(shown.cpu())
-    run = make_run(request)
+    run = make_run(request, by_the_token=streamer is not None)
     seldom = streamer is None and not request.asks_host
     for n, tokens in enumerate(run.steps(decoder), start=1):
         if streamer is not None:
             streamer.put(run.as_streamed(tokens))
-        if request.can_stop and (not seldom or n % EOS_CHECK_STEPS == 0) and run.is_finished():
+        now = not seldom or n % EOS_CHECK_STEPS == 0 or tokens.shape[1] >= EOS_CHECK_STEPS
+        if request.can_stop and now and run.is_finished():
             break
     if streamer is not None:
         streamer.end()
@@ -155,8 +156,8 @@ def stream_answer(decoder: Decoder, request: Request) -> Iterator[Tensor]:
             return
 
 
-def make_run(request: Request) -> Run:
-    return TokenRun(request) if request.lookup is None else LookupRun(request, request.lookup)
+def make_run(request: Request, by_the_token: bool = True) -> Run:
+    return TokenRun(request, by_the_token) if request.lookup is None else LookupRun(request, request.lookup)
 
 
 def _check_one_row(request: Request) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -90,6 +90,25 @@ class Decoder(Protocol):
 
     def select(self, rows: Tensor) -> None:
         """Make row i a copy of what row `rows[i]` is; `rows` is `[n]` int64."""
+        ...
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A decoder that can take in several greedy tokens without the host between them.
+
+    Attributes:
+        at_once: how many; 1 = it cannot.
+    """
+
+    @property
+    def at_once(self) -> int: ...
+
+    def follow(self, tokens: Tensor) -> Tensor:
+        """The tokens `[b at_once]` behind `tokens [b]`, each the best behind the one before; all but the last are taken in.
+
+        What `decode` gives as the best token, called so many times; the last is `best` then. They may stand in a buffer.
+        """
         ...
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trilithon.runtime.agree import group_of_ranks, require_same_request
 from trilithon.runtime.choose import Chooser
-from trilithon.runtime.protocol import Decoder
+from trilithon.runtime.protocol import Decoder, Follower
 from trilithon.runtime.request import Request
 
 EXTEND_TOKENS = 64  # taken in at once behind what is held: the logits of each of them are made
@@ -82,12 +82,16 @@ def take_prompts(decoder: Decoder, request: Request) -> tuple[Tensor, Tensor]:
 
 
 class TokenRun:
-    """A `Run` that makes one token a row in each step; without stops and processors the host never waits for the device."""
+    """A `Run` that makes one token a row in each step; without stops and processors the host never waits for the device.
 
-    def __init__(self, request: Request) -> None:
+    Args:
+        by_the_token: each token is looked at when it is made; else a decoder may make several greedy ones at once.
+    """
+
+    def __init__(self, request: Request, by_the_token: bool = True) -> None:
         rows, tokens = request.input_ids.shape
         device = request.input_ids.device
-        self.request, self.cached, self._columns = request, 0, tokens
+        self.request, self.cached, self._columns, self._by_the_token = request, 0, tokens, by_the_token
         new = torch.zeros(rows, request.new_tokens, dtype=torch.int64, device=device)
         self._ids = torch.cat([request.input_ids, new], 1)
         self._unfinished = torch.ones(rows, dtype=torch.bool, device=device)
@@ -101,13 +105,23 @@ class TokenRun:
         logits, best = take_prompts(decoder, request)
         self.cached = self._columns
         chooser = Chooser(request, logits.shape[-1], group_of_ranks(decoder))
-        for left in reversed(range(request.new_tokens)):
-            tokens = self._take(logits, best, chooser)
-            yield tokens[:, None]
-            chooser.add(tokens[:, None])
-            if left:
-                logits, best = decoder.decode(tokens), decoder.best
-                self.cached += 1
+        tokens = self._take(logits, best, chooser)[:, None]
+        while True:
+            yield tokens
+            chooser.add(tokens)
+            left, last = request.new_tokens - self._made, tokens[:, -1]
+            if not left:
+                return
+            if isinstance(decoder, Follower) and 1 < decoder.at_once <= left and self._is_greedy(chooser):
+                tokens = self._note(decoder.follow(last).clone())  # the next steps overwrite it
+            else:
+                logits, best = decoder.decode(last), decoder.best
+                tokens = self._take(logits, best, chooser)[:, None]
+            self.cached += tokens.shape[1]
+
+    def _is_greedy(self, chooser: Chooser) -> bool:
+        """Is nothing asked between one token and the next?"""
+        return not (self._by_the_token or chooser.changes_scores or self.request.output_logits or self.request.stops)
 
     def _take(self, logits: Tensor, best: Tensor, chooser: Chooser) -> Tensor:
         """Choose the next token `[b]` of each row, and note which rows it finishes."""
@@ -122,15 +136,25 @@ class TokenRun:
                 self._scores.append(scores.clone())
         else:
             tokens = best.clone()  # the next step overwrites it
-        if request.eos is not None and request.pad_token_id is not None:
-            tokens = torch.where(self._unfinished, tokens, request.pad_token_id)
-            self._unfinished = self._unfinished & ~torch.isin(tokens, request.eos)
-        self._ids[:, self._columns] = tokens
-        self._columns += 1
+        tokens = self._note(tokens[:, None])[:, 0]
         if request.stops:
             scores_so_far = tuple(self._scores) if request.output_scores else None
             ids = self._ids[:, : self._columns].clone()
             self._unfinished = self._unfinished & ~chooser.agreed(request.stops.finished(ids, request.pad, scores_so_far))
+        return tokens
+
+    def _note(self, tokens: Tensor) -> Tensor:
+        """Keep new tokens `[b n]`, and note which rows they finish; filled where a row is."""
+        request = self.request
+        if request.eos is not None and request.pad_token_id is not None:
+            ends, goes_on = torch.isin(tokens, request.eos), self._unfinished[:, None]
+            if tokens.shape[1] > 1:
+                goes_on = goes_on & (ends.cumsum(1) - ends.long() == 0)
+            tokens = torch.where(goes_on, tokens, request.pad_token_id)
+            self._unfinished = self._unfinished & ~ends.any(1)
+        new = tokens.shape[1]
+        self._ids[:, self._columns : self._columns + new] = tokens
+        self._columns += new
         return tokens
 
     def is_finished(self) -> bool:

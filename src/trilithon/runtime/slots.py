@@ -8,7 +8,7 @@ from torch import Tensor
 from trilithon.errors import CapacityExceeded
 from trilithon.runtime.decoder import CachedDecoder
 from trilithon.runtime.prompt import PromptGraphs, bucket
-from trilithon.runtime.step import Step
+from trilithon.runtime.step import make_step
 
 
 class Slots:
@@ -30,16 +30,12 @@ class Slots:
     """
 
     def __init__(self, decoder: CachedDecoder, rows: int) -> None:
-        if rows > decoder.max_batch:
-            raise CapacityExceeded(
-                f"{rows} rows do not fit a cache of {decoder.max_batch}", todo=f"compile with Options(max_batch={rows})"
-            )
+        decoder.check_rows(rows)
         decoder.reserve()
         self.decoder, self.rows = decoder, rows
+        self._step = make_step(rows, decoder.device)
         with torch.inference_mode(False):  # they outlive the mode that the caller is in
-            tokens = torch.zeros(rows, 1, dtype=torch.int64, device=decoder.device)
-            self._step = Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]))
-            self._taken = torch.zeros_like(tokens[:, 0])
+            self._taken = torch.zeros_like(self._step.start)
             self._alone = [torch.zeros_like(x[:1]) for x in decoder.caches]
         prefill = decoder.modules.prefill
         self._prefill = prefill if decoder.prompts is None else PromptGraphs(prefill)

@@ -1,16 +1,19 @@
-"""A single step of a decoder, run as it is or replayed as a CUDA graph."""
+"""Steps of a decoder, one or several at once, run as they are or replayed as a CUDA graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trilithon.lower.cuda_graph import captured
 
 Decode = Callable[..., tuple[Tensor, Tensor]]
+AT_ONCE = 8  # greedy steps of one graph
 
 
 @dataclass
@@ -21,14 +24,13 @@ class Step:
         tokens: `[b 1]`, taken in.
         start: `[b]`, tokens that each row holds; a step adds 1.
         counts: `[b]`, ones.
-        made: with a graph, what it writes: logits `[b 1 v]`, and the best token `[b]` of each row.
+        recorded: by the number of steps, a graph and what it writes.
     """
 
     tokens: Tensor
     start: Tensor
     counts: Tensor
-    made: tuple[Tensor, Tensor] | None = None
-    graph: Any = None
+    recorded: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     def run(self, decode: Decode, held: Sequence[Tensor], as_graph: bool) -> tuple[Tensor, Tensor]:
         """Logits `[b 1 v]` and the best tokens `[b]`.
@@ -36,20 +38,42 @@ class Step:
         Args:
             held: context and caches, at the addresses that they had when the graph was recorded.
         """
-        if not as_graph:
-            return self._advance(decode, held)
-        if self.graph is None:
-            self._record(decode, held)
-        assert self.made is not None
-        self.graph.replay()
-        return self.made
+        run = partial(self._advance, decode, self.tokens, held)
+        made: tuple[Tensor, Tensor] = self._replayed(1, run) if as_graph else run()
+        return made
 
-    def _advance(self, decode: Decode, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        logits, best = decode(self.tokens, self.start, self.counts, *held)
+    def follow(self, decode: Decode, held: Sequence[Tensor], as_graph: bool) -> Tensor:
+        """The best tokens `[b AT_ONCE]` of as many steps, of which each takes in that of the one before."""
+        run = partial(self._chain, decode, held)
+        made: Tensor = self._replayed(AT_ONCE, run) if as_graph else run()
+        return made
+
+    def _advance(self, decode: Decode, tokens: Tensor, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        logits, best = decode(tokens, self.start, self.counts, *held)
         self.start.add_(1)
         return logits, best
 
-    def _record(self, decode: Decode, held: Sequence[Tensor]) -> None:
-        """Capture one step; runs before that write the slots that the replay writes again."""
-        saved = self.start.clone()
-        self.graph, self.made = captured(lambda: self._advance(decode, held), undo=lambda: self.start.copy_(saved))
+    def _chain(self, decode: Decode, held: Sequence[Tensor]) -> Tensor:
+        tokens, made = self.tokens, []
+        for _ in range(AT_ONCE):
+            _, best = self._advance(decode, tokens, held)
+            made.append(best)
+            tokens = best[:, None]
+        return torch.stack(made, 1)
+
+    def _replayed(self, steps: int, run: Callable[[], Any]) -> Any:
+        """Recorded when first called: runs before that write the slots that the replay writes again. Graphs share memory."""
+        if steps not in self.recorded:
+            saved = self.start.clone()
+            pool = next((graph.pool() for graph, _ in self.recorded.values()), None)
+            self.recorded[steps] = captured(run, undo=lambda: self.start.copy_(saved), pool=pool)
+        graph, made = self.recorded[steps]
+        graph.replay()
+        return made
+
+
+def make_step(rows: int, device: torch.device) -> Step:
+    """Of so many rows, which hold nothing; it outlives the mode that the caller is in."""
+    with torch.inference_mode(False):
+        tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        return Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]))
