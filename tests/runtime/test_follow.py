@@ -38,6 +38,16 @@ class Follower(PlainDecoder):
         return torch.stack(made, 1)
 
 
+class Streamer:
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def put(self, value: Tensor) -> None:
+        self.seen.append(value)
+
+    def end(self) -> None: ...
+
+
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     return tiny_llama()
@@ -87,17 +97,10 @@ def test_what_is_asked_between_tokens_is_asked(model: LlamaForCausalLM, settings
 
 
 def test_who_streams_gets_each_token_when_it_is_made(model: LlamaForCausalLM) -> None:
-    class Streamer:
-        seen: list[Tensor] = []
-
-        def put(self, value: Tensor) -> None:
-            self.seen.append(value)
-
-        def end(self) -> None: ...
-
     decoder = Follower(model)
-    whole = generate(decoder, prompts()[:1], max_new_tokens=20, streamer=Streamer())
-    assert [len(x) for x in Streamer.seen[1:]] == [1] * 20
+    streamer = Streamer()
+    whole = generate(decoder, prompts()[:1], max_new_tokens=20, streamer=streamer)
+    assert [len(x) for x in streamer.seen[1:]] == [1] * 20
     assert torch.equal(torch.stack(list(stream(decoder, prompts()[:1], max_new_tokens=20)), 1), whole[:, 6:])
     assert not blocks(decoder)
 
