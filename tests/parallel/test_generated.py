@@ -144,8 +144,7 @@ def notes(refuses: bool) -> tuple[str, bool]:
 
 def test_all_ranks_use_kernels_or_none_does(pair: Together) -> None:
     alone(PRESET)
-    met = "between which ranks meet 3 times by torch.distributed (ranks share no memory on this device)"
-    note = f"decode: 8 generated kernels a token for one row, {met}; for more, compiled by Inductor"
-    assert pair(notes, False) == [(note, True)] * 2
+    note = "decode: 8 generated kernels a token for one row; for more, compiled by Inductor; ranks meet 3 times "
+    assert pair(notes, False) == [(f"{note}by torch.distributed (ranks share no memory on this device)", True)] * 2
     text = "decode: compiled by Inductor; no generated kernels: "
     assert pair(notes, True) == [(f"{text}another rank cannot use them", False), (f"{text}RuntimeError: no such type", False)]

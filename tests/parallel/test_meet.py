@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import random
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.fx import Graph, GraphModule
 
 from parallel.shares import alone
 from parallel.test_generated import PRESET, few_programs, given, step
@@ -18,7 +20,7 @@ from parallel.together import Together
 from trilithon.lower.native import step as step_module
 from trilithon.lower.native.fused import meet
 from trilithon.lower.native.fused.fuse import fuse_step
-from trilithon.lower.native.fused.meet import APART, CannotMeet, Inboxes, Meeting, meet_in_memory, shared_memory
+from trilithon.lower.native.fused.meet import APART, CannotMeet, Inboxes, Meeting, meet_in_memory, places, shared_memory
 from trilithon.lower.native.fused.operations import NOTHING
 
 pytestmark = pytest.mark.skipif(
@@ -86,14 +88,19 @@ def steps(folder: Path) -> dict[str, Any]:
         few_programs(patch)
         patch.setattr(meet, "shared_memory", lambda size, group, device: mapped(size, folder))
         fused = fuse_step(gm, inputs)
-        made = meet_in_memory(fused)
+        made, several = meet_in_memory(fused, gm, 3)
     held = given(inputs)
     with torch.no_grad():
-        want = [fused(*[x.clone() for x in held])[0] for _ in range(2)]
-        got = [made(*[x.clone() for x in held])[0] for _ in range(2)]
+        want = [fused(*[x.clone() for x in held])[0] for _ in range(3)]
+        got = [made(*[x.clone() for x in held])[0] for _ in range(3)]
+        two = [x.repeat(2, *[1] * (x.dim() - 1)) for x in held]
+        rows = [module(*[x.clone() for x in two])[0] for module in (gm, several, several)]
+        after_rows = made(*[x.clone() for x in held])[0]
     after = {name: getattr(x, "after_ranks", None) for name, x in made.named_children()}
     return {
-        "same": all(map(torch.equal, want, got)),
+        "same": all(map(torch.equal, want, got)) and torch.equal(after_rows, want[0]),
+        "rows": all(torch.equal(x, rows[0]) for x in rows),
+        "operations": [str(n.target) for n in several.graph.nodes if "c10d" in str(n.target) or n.target is meet.MEET],
         "logits": got[0].flatten().tolist(),
         "collectives": [str(n.target) for n in made.graph.nodes if "c10d" in str(n.target)],
         "meetings": sum(isinstance(x, Meeting) for x in made.children()),
@@ -108,7 +115,8 @@ def test_a_step_meets_in_memory(pair: Together, tmp_path: Path) -> None:
     alone(PRESET)
     first, other = pair(steps, tmp_path)
     for found in (first, other):
-        assert found["same"] and not found["collectives"]
+        assert found["same"] and found["rows"] and not found["collectives"]
+        assert found["operations"] == ["trilithon.meet.default"] * 3
         assert found["meetings"] == 3 and found["after"] == {False}
         assert found["kept"] == 3  # in the step with collectives
     assert first["logits"] == other["logits"]
@@ -129,11 +137,22 @@ def chosen(folder: Path, fails: str) -> tuple[str, int]:
         made = forward(self, x)
         return made + 1 if fails == "numbers" and breaks else made
 
-    forward = Meeting.forward
+    def wrong_rows(gm: GraphModule, inboxes: Inboxes, firsts: list[int]) -> GraphModule:
+        made = by_operations(gm, inboxes, firsts)
+        if fails == "numbers of several rows" and breaks:
+            output = made.graph.output_node()
+            with made.graph.inserting_before(output):
+                logits, best = output.args[0]
+                output.args = ((made.graph.call_function(torch.neg, (logits,)), best),)
+            made.recompile()
+        return made
+
+    forward, by_operations = Meeting.forward, meet._by_operations
     with pytest.MonkeyPatch.context() as patch:
         few_programs(patch)
         patch.setattr(meet, "shared_memory", memory)
         patch.setattr(Meeting, "forward", wrong)
+        patch.setattr(meet, "_by_operations", wrong_rows)
         patch.setattr(step_module, "tune", lambda *_, **__: 0)
         patch.setattr(step_module, "_compare", lambda *_: None)
         made = step_module.make_step(gm, inputs)
@@ -143,14 +162,14 @@ def chosen(folder: Path, fails: str) -> tuple[str, int]:
 
 def test_all_ranks_meet_in_memory_or_none_does(pair: Together, tmp_path: Path) -> None:
     alone(PRESET)
-    kernels, more = "decode: 8 generated kernels a token for one row", "; for more, compiled by Inductor"
-    assert pair(chosen, tmp_path, "") == [(f"{kernels}, between which ranks meet 3 times in each other's memory{more}", 3)] * 2
-    by = f"{kernels}, between which ranks meet 3 times by torch.distributed"
+    text = "decode: 8 generated kernels a token for one row; for more, compiled by Inductor; ranks meet 3 times"
+    assert pair(chosen, tmp_path, "") == [(f"{text} in each other's memory", 3)] * 2
     first, other = pair(chosen, tmp_path, "memory")
-    assert first == (f"{by} (another rank cannot use them){more}", 0)
-    assert other == (f"{by} (no peer access){more}", 0)
-    for note, meetings in pair(chosen, tmp_path, "numbers"):
-        assert note.startswith(f"{by} (") and not meetings
+    assert first == (f"{text} by torch.distributed (another rank cannot use them)", 0)
+    assert other == (f"{text} by torch.distributed (no peer access)", 0)
+    for fails in ("numbers", "numbers of several rows"):
+        for note, meetings in pair(chosen, tmp_path, fails):
+            assert note.startswith(f"{text} by torch.distributed (") and not meetings
 
 
 def test_a_cpu_has_no_such_memory(pair: Together) -> None:
@@ -161,3 +180,32 @@ def refusal() -> str:
     with pytest.raises(CannotMeet) as found:
         shared_memory(32, dist.group.WORLD.group_name, torch.device("cpu"))  # type: ignore[union-attr]
     return str(found.value)
+
+
+def test_places_serve_again_when_ranks_have_met_elsewhere() -> None:
+    """In the order of a step, and from the last meeting of one to the first of the next."""
+    for kinds in ("ssssj", "sssj", "ss", "sss", "sj", "sjsj", "ssjs", "s" * 64 + "j", "s" * 65):
+        meetings = [(40 + 8 * i, kind == "j") for i, kind in enumerate(kinds)]
+        firsts, size = places(meetings)
+        ends = [first + taken for first, (taken, _) in zip(firsts, meetings, strict=True)]
+        assert all(a != b for a, b in zip(firsts, [*firsts[1:], firsts[0]], strict=True)), kinds
+        assert all(first % APART == 0 for first in firsts) and max(ends) <= size
+        others = sorted({(a, max(e for f, e in zip(firsts, ends, strict=True) if f == a)) for a in firsts})
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(others))  # no two overlap
+        assert len(others) <= 3 + kinds.count("j")
+
+
+def test_meetings_of_which_none_is_first_keep_their_collectives() -> None:
+    """Attention and MLP that read one vector: compilers may run either first."""
+
+    def graph(in_a_row: bool) -> GraphModule:
+        made = Graph()
+        x = made.placeholder("x")
+        ops = torch.ops._c10d_functional
+        one = made.call_function(ops.wait_tensor.default, (made.call_function(ops.all_reduce.default, (x, "sum", "0")),))
+        read = made.call_function(torch.relu, (one if in_a_row else x,))
+        two = made.call_function(ops.wait_tensor.default, (made.call_function(ops.all_reduce.default, (read, "sum", "0")),))
+        made.output(made.call_function(torch.add, (one, two)))
+        return GraphModule(torch.nn.Module(), made)
+
+    assert meet._is_chain(graph(True)) and not meet._is_chain(graph(False))

@@ -78,41 +78,44 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
     refused = _of_all_ranks(refused, gm)
     if refused:
         fused = None
+    how = ""
+    if fused is not None:
+        kernels = sum(n.op == "call_module" for n in fused.graph.nodes)
+        fused, gm, how = _meeting(fused, gm, inputs)
     spread_argmax(gm)
     general = compiled_step(gm, inputs)
     if fused is None:
         return NativeStep(general, None, f"decode: compiled by Inductor; no generated kernels: {refused}")
-    kernels = sum(n.op == "call_module" for n in fused.graph.nodes)
-    fused, how = _meeting(fused, inputs)
-    note = f"decode: {kernels} generated kernels a token for one row{how}; for more, compiled by Inductor"
+    note = f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor{how}"
     return NativeStep(general, fused, note, chosen)
 
 
-def _meeting(fused: GraphModule, inputs: tuple[Input, ...]) -> tuple[GraphModule, str]:
-    """The step with the fastest way to meet that all ranks have, and which it is; of one process, as it is."""
-    if group_of(fused.graph) is None:
-        return fused, ""
-    made, refused = fused, ""
+def _meeting(fused: GraphModule, gm: GraphModule, inputs: tuple[Input, ...]) -> tuple[GraphModule, GraphModule, str]:
+    """A step and what it was made of, with the fastest way to meet that all ranks have, and which that is."""
+    if group_of(gm.graph) is None:
+        return fused, gm, ""
+    one, several, refused = fused, gm, ""
     try:
-        made = meet_in_memory(fused)
+        one, several = meet_in_memory(fused, gm, inputs[0].axes[0].high)
     except CannotMeet as refusal:
         refused = str(refusal)
-    refused = _of_all_ranks(refused, fused)
-    if not refused:
-        refused = _of_all_ranks(_differs(fused, made, inputs), fused)
-    times = sum(str(n.target) in MEETINGS for n in fused.graph.nodes)
+    refused = _of_all_ranks(refused, gm)
+    for before, made in ((fused, one), (gm, several)):
+        if not refused and made is not before:
+            refused = _of_all_ranks(_differs(before, made, inputs), gm)
+    text = f"; ranks meet {sum(str(n.target) in MEETINGS for n in fused.graph.nodes)} times"
     if refused:
         log.info("ranks do not meet in each other's memory: %s", refused)
-        return fused, f", between which ranks meet {times} times by torch.distributed ({refused})"
-    return made, f", between which ranks meet {times} times in each other's memory"
+        return fused, gm, f"{text} by torch.distributed ({refused})"
+    return one, several, f"{text} in each other's memory{', with several rows by torch.distributed' if several is gm else ''}"
 
 
 @torch.no_grad()
-def _differs(fused: GraphModule, made: GraphModule, inputs: tuple[Input, ...]) -> str:
+def _differs(before: GraphModule, made: GraphModule, inputs: tuple[Input, ...]) -> str:
     """Why two forms of a step that ranks run together are not the same; a rank that finds so has run all that others run."""
-    tokens, last, counts, *caches = _tried(inputs, fused, TRIED_SLOTS)
+    tokens, last, counts, *caches = _tried(inputs, before, TRIED_SLOTS)
     expected, *found = ([x.clone() for x in caches] for _ in range(3))
-    want = _results(fused, [tokens, last, counts, *expected])
+    want = _results(before, [tokens, last, counts, *expected])
     got = [_results(made, [tokens, last, counts, *held]) for held in found]  # the second finds what the first left behind
     try:
         for each in got:
