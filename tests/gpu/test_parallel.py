@@ -31,5 +31,6 @@ def test_tokens_are_those_of_one_gpu(preset: str, tmp_path: Path) -> None:
     found: dict[str, Any] = json.loads(file.read_text())
     assert found["ranks_agree"] and found["equal_tokens"] == [1.0, 1.0]
     assert all("generated kernels a token for one row" in x["decode"] for x in found["together"])
+    assert all(x["decode"].endswith("in each other's memory") for x in found["together"])
     whole = found["one"][0]["bytes_per_token"][0]  # most of it weights
     assert all(found["together"][0]["bytes_per_token"][rank] < 0.7 * whole for rank in range(2))
