@@ -84,7 +84,7 @@ def _compile(calls: list[Call]) -> None:
 
     if not hasattr(triton, "AsyncCompileMode"):
         return
-    with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+    with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool, ignore_errors=True) as mode:
         for kernel, args in calls:
             own = kernel.settings()
             for settings in kernel.candidates():
@@ -92,6 +92,14 @@ def _compile(calls: list[Call]) -> None:
                 with suppress(Exception):
                     kernel.prepare(*args)
             kernel.use(own)
+    for future in mode.raw_futures:
+        _forget_frames(future.exception())
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Triton keeps the error of a kernel that does not compile, and an error the frames it went through, with all they hold."""
+    while error is not None:
+        error.__traceback__, error = None, error.__cause__
 
 
 def keep(settings: Mapping[str, Mapping[str, int]]) -> None:
@@ -149,6 +157,7 @@ def _fastest(kernels: list[Any], measure: Callable[[list[Any]], float]) -> dict[
             seconds = measure(kernels)
         except Exception as error:  # Triton's errors have no common class; e.g. too much shared memory
             log.debug("%s cannot run with %s: %s", kernels[0].name, settings, error)
+            _forget_frames(error)
             continue
         if seconds < least * (1.0 if settings == own else GAIN):
             best, least = settings, seconds
