@@ -146,12 +146,14 @@ def test_generated_kernels_give_what_the_step_gives(name: str, monkeypatch: pyte
     Of 39 keys in tiles of 16, two parts hold two tiles and one; of three parts, two are put together first, then the last.
     """
     monkeypatch.setattr(launch, "FILLED", 4)  # few programs
+    monkeypatch.setattr(launch, "LEAST_SHARE", 4)
     gm, inputs, _ = step_of(name)
     fused = fuse_step(gm, inputs)
+    assert {x["share"] for k in kernels(fused) if isinstance(k, Attention) for x in k.candidates()} == {4, 8}
     for start, parts in ((0, 3), (SLOTS // 2, 2), (SLOTS - 1, 2), (SLOTS - 1, 3)):
         for kernel in kernels(fused):
             if isinstance(kernel, Attention):
-                kernel.use({"block_n": 16, "splits": parts})
+                kernel.use({"block_n": 16, "splits": parts, "share": 4 if parts == 2 else 8})
         held, own = given(inputs, start), given(inputs, start)
         logits, _ = gm(*held)
         for _ in range(2):  # the second time, counters have been set back

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from trilithon.folders import replace_file, users_cache
 from trilithon.lower.native.argmax import PIECE
-from trilithon.lower.native.fused.operations import A_SHARE, NOTHING, padded
+from trilithon.lower.native.fused.operations import NOTHING, padded
 from trilithon.lower.native.fused.text import Segment, Site, Text
 from trilithon.lower.native.split_kv import PROGRAMS
 
 A_WARP = 2048  # weights that a warp loads at once
+LEAST_SHARE = 16  # see `Attention`
 MOST_ROWS = 16  # of a matrix in one program, where settings are measured
 FILLED = 264  # programs that keep a large GPU busy
 AFTER_RANKS = "after_ranks"  # what a kernel is called that is the first behind a collective
@@ -202,12 +203,14 @@ class Attention(_Generated):
     Attributes:
         splits: most parts of the keys.
         block_n: keys of a tile.
+        share: numbers of an attended head that one program puts together of all parts.
     """
 
     def __init__(self, text: Text, site: Site) -> None:
         super().__init__(text)
         self.sizes = site.sizes
         self.block_n, self.splits, self.warps = self._own()
+        self.share = LEAST_SHARE
         self._found = Found()
 
     def _own(self) -> tuple[int, int, int]:
@@ -215,24 +218,29 @@ class Attention(_Generated):
         return 64 if max(d, e) <= 128 else 32, max(1, min(64, 2 * PROGRAMS // g)), 4
 
     def settings(self) -> dict[str, int]:
-        return {"block_n": self.block_n, "splits": self.splits, "warps": self.warps}
+        return {"block_n": self.block_n, "splits": self.splits, "warps": self.warps, "share": self.share}
 
     def candidates(self) -> list[dict[str, int]]:
-        """Larger and smaller tiles, more and fewer parts, more warps."""
+        """Larger and smaller tiles, more and fewer parts, more warps; parts put together by fewer programs."""
         n, parts, _ = self._own()
         shapes = [(n, parts, 4), (n, parts, 8), (n // 2, parts, 4), (n // 2, 2 * parts, 4), (n // 2, 2 * parts, 8)]
         shapes += [(2 * n, parts, 4), (2 * n, parts, 8), (n, 16, 4), (n, 32, 4), (n, 48, 4), (n, 48, 8), (2 * n, 24, 8)]
-        return [{"block_n": b, "splits": s, "warps": w} for b, s, w in dict.fromkeys(shapes)]
+        least, most = LEAST_SHARE, max(LEAST_SHARE, padded(self.sizes[3]))
+        found = [(*shape, least) for shape in shapes]
+        found += [(*shape, share) for shape in ((n, parts, 4), (n, 48, 4), (n, 32, 4)) for share in (2 * least, 4 * least)]
+        names = ("block_n", "splits", "warps", "share")
+        return [dict(zip(names, each, strict=True)) for each in dict.fromkeys(found) if each[-1] <= most]
 
     def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
         k, v, *others = reads
         g, n, _, e = self.sizes
         made = self.made(others[0])
-        shares = g * n * -(-e // A_SHARE)
-        held = self._found(shares, self.splits, k.device)
+        shares = g * n * -(-e // self.share)
+        held = self._found(shares, self.splits, self.share, k.device)
         args = (*others, *made, k, v, *held, *k.stride()[1:3], *v.stride()[1:3], k.shape[2], self.splits)
-        options = {"BLOCK_N": self.block_n, "BLOCK_S": max(padded(self.splits), 2 * self.warps), "num_warps": self.warps}
-        return g * self.splits + shares, made, args, {**options, "num_stages": 2, **_launch(self, k.device)}
+        options = {"BLOCK_N": self.block_n, "SHARE": self.share, "num_warps": self.warps, "num_stages": 2}
+        options["BLOCK_S"] = max(padded(self.splits), 32 * self.warps // self.share)
+        return g * self.splits + shares, made, args, {**options, **_launch(self, k.device)}
 
 
 class Found:
@@ -241,9 +249,9 @@ class Found:
     def __init__(self) -> None:
         self.held: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, shares: int, splits: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def __call__(self, shares: int, splits: int, share: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Room for `sums` and `marks` of `put_together`."""
-        sizes = (shares, splits, A_SHARE), (shares, splits, 2)
+        sizes = (shares, splits, share), (shares, splits, 2)
         if self.held is None or self.held[0].shape != sizes[0] or self.held[0].device != device:
             sums, marks = (torch.full(size, NOTHING, dtype=torch.int32, device=device) for size in sizes)
             self.held = sums, marks

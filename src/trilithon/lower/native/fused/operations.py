@@ -21,7 +21,6 @@ TYPES = {
     torch.int64: "tl.int64",
     torch.int32: "tl.int32",
 }
-A_SHARE = 16  # numbers of an attended head that one program puts together of all parts
 NOTHING = -1  # where no part has written: the bits of a NaN that no operation makes
 POWERS = {2.0: "{0} * {0}", 3.0: "{0} * {0} * {0}", 0.5: "tl.sqrt({0})", -0.5: "tl.rsqrt({0})", 1.0: "{0}"}
 SCALED = "{0} {op} {1} * {alpha}"

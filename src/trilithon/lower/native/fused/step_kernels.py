@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from trilithon.lower.native.fused.operations import A_SHARE, NOTHING
+from trilithon.lower.native.fused.operations import NOTHING
 from trilithon.lower.native.split_kv_kernels import (
     LOG2E,
     first_and_end,
@@ -14,7 +14,6 @@ from trilithon.lower.native.split_kv_kernels import (
     weighed,
 )
 
-SHARE = tl.constexpr(A_SHARE)
 ABSENT = tl.constexpr(NOTHING)
 
 
@@ -85,7 +84,7 @@ def attend_part(
     k_g, k_t, v_g, v_t, t, splits, scale, softcap,
     N: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr, CAPPED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """One token over a cache: the queries of one key head, over one part of the keys.
 
@@ -136,7 +135,7 @@ def told(x):
 @triton.jit
 def put_together(
     sums, marks, result, place, splits, active,
-    N: tl.constexpr, E: tl.constexpr, BLOCK_S: tl.constexpr,
+    N: tl.constexpr, E: tl.constexpr, BLOCK_S: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """What all parts found, for `SHARE` numbers of one query head.
 

@@ -236,14 +236,15 @@ def text_of_attention(site: Site, result: Node, is_stored: Callable[[Node], bool
     emitter.lines.append(
         f"attend_part({q}, {k}, {v}, tile_k, tile_v, k_cache, v_cache, {start}, begin, stop, group, part, "
         f"sums, marks, {strides}, t, splits, {site.scale!r}, {site.softcap!r}, N={n}, {sizes}, {mask}, "
-        f"CAPPED={bool(site.softcap)}, BLOCK_M={max(16, padded(n))})"
+        f"CAPPED={bool(site.softcap)}, BLOCK_M={max(16, padded(n))}, SHARE=SHARE)"
     )
     lines = ["pid = tl.program_id(0)", f"group, part = pid % {g}, pid // {g}", "let_next_start(PDL)", *early]
     lines += ["if part < splits:", "    if part < active:", *(f"        {line}" for line in _arranged(emitter)), "else:"]
     lines += ["    wait(PDL)", f"    place = pid - {g} * splits"]
-    lines.append(f"    put_together(sums, marks, o0, place, splits, active, N={n}, E={e}, BLOCK_S=BLOCK_S)")
+    lines.append(f"    put_together(sums, marks, o0, place, splits, active, N={n}, E={e}, BLOCK_S=BLOCK_S, SHARE=SHARE)")
     more = f"k_cache, v_cache, sums, marks, {strides}, t, splits, PDL: tl.constexpr, "
-    return _text(f"attention_{n}_{d}", leaves, (result,), lines, more + "BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr")
+    more += "BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, SHARE: tl.constexpr"
+    return _text(f"attention_{n}_{d}", leaves, (result,), lines, more)
 
 
 def _text(name: str, leaves: Sequence[Node], makes: Sequence[Node], lines: Sequence[str], more: str) -> Text:
