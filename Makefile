@@ -1,14 +1,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-compile
 
 .PHONY: demo test check lint types size docs
 
 demo: .venv/.ready
 	$(BIN)/trilithon demo
 
-test: lint types
-	$(BIN)/pytest -m "not gpu" -n auto --dist worksteal
+# types are checked beside the tests: that is work for one core
+test: lint
+	@$(BIN)/mypy & types=$$!; \
+	$(BIN)/pytest -m "not gpu" -n auto --dist worksteal; tests=$$?; \
+	wait $$types && exit $$tests
 
 check: lint types size
 
@@ -29,7 +32,7 @@ docs: .venv/.ready
 # A build for CUDA brings its Triton; without one, Triton's interpreter runs the kernels in tests.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install torch==2.13.0
-	$(PIP) install -c constraints.txt -e '.[dev]'
-	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --no-deps triton==3.7.1
+	$(PIP_INSTALL) torch==2.13.0
+	$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP_INSTALL) --no-deps triton==3.7.1
 	touch $@

@@ -29,7 +29,7 @@ def in_turn() -> Iterator[Case]:
         main = "ids+padding" if "ids+padding" in modes else modes[0]
         others = [mode for mode in modes if mode != main] or [main]
         first, second = ("eager", "eager") if family.eager_only else (("sdpa", "eager"), ("eager", "sdpa"))[n % 2]
-        both = not family.is_usual and (family.kind != "decoder" or n % 4 in (0, 3))
+        both = not family.is_usual and n % 4 in (0, 3)
         if n % 4 >= 2 or both:
             yield Case(name, first, main)
         if n % 4 < 2 or both:
