@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Do processes that run TensorRT's engines side by side on one GPU end well, and what makes them (docs/backends.md, "A crash")?
+
+scripts/stress_tensorrt.py [MODEL] [--processes 6] [--variants plain,before,after,kept,alone] [--json FILE] [-- WORDS OF BENCH]
+
+Each process is `trilithon bench MODEL`, by default of rows without a cache, which run an engine at as many lengths as there are
+new tokens. A variant changes one thing:
+
+    plain    nothing
+    before   wait for the GPU before an engine is given other shapes
+    after    wait for it behind each run
+    kept     an engine's file stays mapped after it was read
+    alone    one process at a time runs an engine, to its end
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json as json_module
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from mmap import mmap
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+import typer
+from torch import Tensor
+
+from trilithon.cli import main as trilithon
+from trilithon.lower.tensorrt import execute
+from trilithon.report.versions import versions
+
+VARIANTS = ("plain", "before", "after", "kept", "alone")
+VARIANT, LOCK = "TRILITHON_STRESS", "TRILITHON_STRESS_LOCK"
+DEFAULT = ["--rows", "pytorch,trt-mask,trt-causal", "--repeats", "1"]
+
+
+class Kept(mmap):
+    """Is not closed when its `with` ends."""
+
+    held: ClassVar[list[Kept]] = []
+
+    def __exit__(self, *_: Any) -> None:
+        self.held.append(self)
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Of this process, on the GPU."""
+    with open(os.environ[LOCK], "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        torch.cuda.synchronize()
+
+
+def change(variant: str) -> None:
+    """Make this process one of a variant."""
+    run = execute.Executor.__call__
+
+    def changed(self: execute.Executor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if variant == "before":
+            torch.cuda.synchronize()
+        with turn() if variant == "alone" else nullcontext():
+            made = run(self, *tensors)
+        if variant == "after":
+            torch.cuda.synchronize()
+        return made
+
+    execute.Executor.__call__ = changed  # type: ignore[method-assign]
+    if variant == "kept":
+        execute.mmap = Kept  # type: ignore[misc]
+
+
+def ended(variant: str, words: list[str], processes: int, folder: Path) -> list[dict[str, Any]]:
+    """How each of so many processes at a time ended."""
+    environment = os.environ | {VARIANT: variant, LOCK: str(folder / "lock")}
+    logs = [folder / f"{variant}-{i}.log" for i in range(processes)]
+    began = time.perf_counter()
+    running = [
+        subprocess.Popen([sys.executable, __file__, *words], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT)
+        for log in logs
+    ]
+    found = []
+    for process, log in zip(running, logs, strict=True):
+        code = process.wait()
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        found.append(
+            {"variant": variant, "code": code, "seconds": time.perf_counter() - began, "last": "".join(lines[-1:])[:200]}
+        )
+    return found
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="A preset, a folder or a hub id.")] = "llama-3.2-1b",
+    words: Annotated[list[str] | None, typer.Argument(help="Behind --: of trilithon bench.")] = None,
+    processes: Annotated[int, typer.Option(help="At a time.", min=1)] = 6,
+    variants: Annotated[str, typer.Option(help=f"Of {', '.join(VARIANTS)}; joined by commas.")] = "plain",
+    json: Annotated[Path | None, typer.Option(help="Save how they ended.")] = None,
+) -> None:
+    asked = variants.split(",")
+    if unknown := set(asked) - set(VARIANTS):
+        raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for variant in asked:
+            rows = ended(variant, ["bench", model, *(words or DEFAULT)], processes, Path(folder))
+            found += rows
+            codes = ", ".join(str(row["code"]) for row in rows)
+            print(
+                f"{variant}: {sum(row['code'] == 0 for row in rows)} of {processes} ended well; exit codes {codes}", flush=True
+            )
+            for row in rows:
+                if row["code"]:
+                    print(f"    {row['code']}: {row['last']}", flush=True)
+    if json is not None:
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        saved = {"model": model, "words": words or DEFAULT, "gpu": gpu, "runs": found, "versions": versions()}
+        json.write_text(json_module.dumps(saved, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if VARIANT in os.environ:
+        change(os.environ[VARIANT])
+        trilithon()
+    else:
+        typer.run(main)
