@@ -72,9 +72,9 @@ def change(variant: str) -> None:
             torch.cuda.synchronize()
         return made
 
-    execute.Executor.__call__ = changed
+    execute.Executor.__call__ = changed  # type: ignore[method-assign]
     if variant == "kept":
-        execute.mmap = Kept
+        execute.mmap = Kept  # type: ignore[attr-defined]
 
 
 def ended(variant: str, words: list[str], processes: int, folder: Path) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def measure(
     repeats: int = 3,
     warmup: int = 1,
     device: torch.device,
-    before_run: Callable[[], None] | None = None,
+    before_run: Callable[[], object] | None = None,
     outside_before: int | None = None,
 ) -> Timing:
     """Run `call` and time it from an idle device to an idle device, host time included.
