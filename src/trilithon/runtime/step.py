@@ -13,7 +13,7 @@ from torch import Tensor
 from trilithon.lower.cuda_graph import captured
 
 Decode = Callable[..., tuple[Tensor, Tensor]]
-AT_ONCE = 8  # greedy steps of one graph
+AT_ONCE = 8  # greedy steps of one graph; runs before its capture write so far ahead, which a ring's spare slots allow
 
 
 @dataclass
