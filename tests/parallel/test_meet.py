@@ -94,12 +94,13 @@ def steps(folder: Path) -> dict[str, Any]:
         want = fused(*[x.clone() for x in held])[0]
         got = [made(*[x.clone() for x in held])[0] for _ in range(2)]
         two = [x.repeat(2, *[1] * (x.dim() - 1)) for x in held]
-        rows = [module(*[x.clone() for x in two])[0] for module in (gm, several, several)]
+        traced = torch.compile(several, backend="aot_eager", dynamic=False, fullgraph=True)  # as Inductor sees it
+        rows = [module(*[x.clone() for x in two])[0] for module in (gm, several, traced)]
         got.append(made(*[x.clone() for x in held])[0])  # behind steps of more rows
     after = {name: getattr(x, "after_ranks", None) for name, x in made.named_children()}
     return {
         "same": all(torch.equal(x, want) for x in got),
-        "rows": all(torch.equal(x, rows[0]) for x in rows),
+        "rows": all(torch.allclose(x, rows[0], atol=1e-4, rtol=1e-4) for x in rows),
         "operations": [str(n.target) for n in several.graph.nodes if "c10d" in str(n.target) or n.target is meet.MEET],
         "logits": got[0].flatten().tolist(),
         "collectives": [str(n.target) for n in made.graph.nodes if "c10d" in str(n.target)],

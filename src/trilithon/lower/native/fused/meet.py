@@ -90,11 +90,11 @@ def meeting(x: Tensor, addresses: Tensor, first: int, own: int, joins: bool) -> 
     Args:
         addresses: of `Inboxes`.
     """
-    return _launch(x.contiguous(), addresses, first, own, joins, _met(x, addresses, joins))
+    return _launch(x.contiguous(), addresses, first, own, joins, _met(x, addresses, first, own, joins))
 
 
 @meeting.register_fake
-def _met(x: Tensor, addresses: Tensor, joins: bool, *_: Any) -> Tensor:
+def _met(x: Tensor, addresses: Tensor, first: int, own: int, joins: bool) -> Tensor:
     return x.new_empty((x.shape[0] * (len(addresses) if joins else 1), *x.shape[1:]))
 
 
