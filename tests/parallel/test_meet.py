@@ -81,6 +81,30 @@ def test_three_ranks(three: Together, tmp_path: Path) -> None:
         assert all(all(each.values()) for each in of_rank), of_rank
 
 
+def walked(folder: Path, kinds: str, size: int) -> bool:
+    """Does each meeting of several steps give what it should, in places that serve again, with ranks that dawdle?"""
+    ranks, own = dist.get_world_size(), dist.get_rank()
+    firsts, total = places([(ranks * size, kind == "j") for kind in kinds])
+    inboxes, late = mapped(total, folder), random.Random(own)
+    shapes = [(ranks * size,) if kind == "j" else (size,) for kind in kinds]
+    made = [
+        Meeting(inboxes, first, torch.empty(shape, device="meta"), joins=kind == "j")
+        for first, shape, kind in zip(firsts, shapes, kinds, strict=True)
+    ]
+    is_right = True
+    for again in range(4):
+        for number, (each, kind) in enumerate(zip(made, kinds, strict=True)):
+            x = torch.arange(ranks * size).view(ranks, size) * (1.0 + again) + number
+            time.sleep(late.choice((0.0, 0.0, 0.02)))
+            is_right &= torch.equal(each(x[own].clone()), x.flatten() if kind == "j" else x.sum(0))
+    return is_right
+
+
+@pytest.mark.parametrize("kinds", ["ssssj", "sssj", "ss", "ssjs"])
+def test_places_that_serve_again_hold_what_was_sent(pair: Together, tmp_path: Path, kinds: str) -> None:
+    assert pair(walked, tmp_path, kinds, 40) == [True, True]
+
+
 def steps(folder: Path) -> dict[str, Any]:
     """A share's step with collectives, and as often again with meetings in their place."""
     gm, inputs = step()
