@@ -7,11 +7,11 @@ PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-compi
 demo: .venv/.ready
 	$(BIN)/trilithon demo
 
-# types are checked beside the tests: that is work for one core
+# types are checked beside the tests, which is work for one core; what is wrong with them is said at the end
 test: lint
-	@$(BIN)/mypy & types=$$!; \
+	@said=$$(mktemp); $(BIN)/mypy > $$said 2>&1 & types=$$!; \
 	$(BIN)/pytest -m "not gpu" -n auto --dist worksteal; tests=$$?; \
-	wait $$types && exit $$tests
+	wait $$types; types=$$?; cat $$said; rm -f $$said; exit $$((tests ? tests : types))
 
 check: lint types size
 

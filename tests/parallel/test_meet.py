@@ -209,6 +209,19 @@ def test_all_ranks_meet_in_memory_or_none_does(pair: Together, tmp_path: Path) -
             assert note.startswith(f"{text} by torch.distributed (") and not meetings
 
 
+def on_hosts(names: list[str]) -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meet, "host", lambda: names[dist.get_rank()])
+        return meet._is_one_host(dist.group.WORLD)
+
+
+def test_hosts_are_told_apart(pair: Together) -> None:
+    """Neither memory nor processes of another host can be reached; all ranks see so, and keep their collectives."""
+    assert pair(on_hosts, ["one", "one"]) == [True, True]
+    assert pair(on_hosts, ["one", "other"]) == [False, False]
+    assert meet.host() == meet.host() != ""
+
+
 def test_a_cpu_has_no_such_memory(pair: Together) -> None:
     assert pair(refusal) == ["ranks share no memory on this device"] * 2
 

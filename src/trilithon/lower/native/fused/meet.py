@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import platform
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -153,12 +155,12 @@ def _by_kernels(fused: GraphModule, inboxes: Inboxes, firsts: list[int]) -> Grap
             setattr(kernel, AFTER_RANKS, False)
             made.add_submodule(name, kernel)
     for number, (node, first) in enumerate(zip(_meetings(made), firsts, strict=True)):
-        meeting, name = Meeting(inboxes, first, node.meta["val"], str(node.target) == ALL_GATHER), f"meeting_{number}"
+        module, name = Meeting(inboxes, first, node.meta["val"], str(node.target) == ALL_GATHER), f"meeting_{number}"
         try:
-            meeting.prepare()
+            module.prepare()
         except Exception as error:  # Triton's errors have no common class
             raise CannotMeet(f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}") from error
-        made.add_submodule(name, meeting)
+        made.add_submodule(name, module)
         with made.graph.inserting_before(node):
             _replace(node, made.graph.call_module(name, (node.args[0],)))
     made.recompile()
@@ -216,19 +218,35 @@ def _group(name: str) -> Any:
     return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
 
 
+def _is_one_host(ranks: Any) -> bool:
+    hosts = [""] * dist.get_world_size(ranks)
+    dist.all_gather_object(hosts, host(), group=ranks)
+    return len(set(hosts)) == 1
+
+
+def host() -> str:
+    """A text of this host alone, while it runs: containers of several hosts may have one name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
+
+
 def shared_memory(size: int, group: str, device: torch.device) -> Inboxes:
     """Room for `size` int32 on each rank, with `NOTHING` in it; all ranks call it.
 
-    By PyTorch's symmetric memory: GPUs of one host, or of one NVLink domain, that reach each other's memory.
+    By PyTorch's symmetric memory: GPUs of one host that reach each other's memory.
 
     Raises:
         CannotMeet: they do not.
     """
     if device.type != "cuda":
         raise CannotMeet("ranks share no memory on this device")
+    ranks = _group(group)
+    if not _is_one_host(ranks):
+        raise CannotMeet("ranks are on several hosts")
     import torch.distributed._symmetric_memory as symmetric
 
-    ranks = _group(group)
     try:
         own = symmetric.empty(size, dtype=torch.int32, device=device)
         own.fill_(NOTHING)
