@@ -80,6 +80,7 @@ def measure(
     for _ in range(repeats):
         if before_run is not None:
             before_run()
+            synchronize(device)
         seconds.append(_seconds_of(call, device))
         outside = max(outside, outside_bytes(device))
     peak = peak_bytes(device)

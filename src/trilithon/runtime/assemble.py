@@ -40,7 +40,8 @@ def assemble(
     decoder = CachedDecoder(modules, shapes, cache_tokens, options.max_batch, device, graphs, first_tokens)
     decoder.blueprints = blueprints
     if graph is not None:
-        decoder.group, decoder.same_logits = group_of(graph), is_gathered(graph)
+        decoder.group = group_of(graph)
+        decoder.same_logits = decoder.group is None or is_gathered(graph)
     if graphs and decoder.same_logits and isinstance(modules.decode, NativeStep):
         decoder.at_once = AT_ONCE
     if context is not None:

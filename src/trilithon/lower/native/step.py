@@ -17,7 +17,7 @@ from trilithon.errors import VerificationFailed
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.argmax import spread_argmax
 from trilithon.lower.native.fused.fuse import fuse_step
-from trilithon.lower.native.fused.launch import Attention
+from trilithon.lower.native.fused.launch import TUNED_SLOTS, Attention
 from trilithon.lower.native.fused.meet import CannotMeet, meet_in_memory
 from trilithon.lower.native.fused.operations import CannotFuse
 from trilithon.lower.native.fused.tune import tune
@@ -26,7 +26,6 @@ from trilithon.stages import stage
 
 AGREED = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4}  # most relative error of logits, one against other
 TRIED_SLOTS = 300  # of the caches on which both forms of a step are compared
-TUNED_SLOTS = 2176  # of those with which kernels are measured
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +79,9 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
         fused = None
     how = ""
     if fused is not None:
-        kernels = sum(n.op == "call_module" for n in fused.graph.nodes)
+        kernels = sum(
+            getattr(fused.get_submodule(str(n.target)), "launches", 1) for n in fused.graph.find_nodes(op="call_module")
+        )
         fused, gm, how = _meeting(fused, gm, inputs)
     spread_argmax(gm)
     general = compiled_step(gm, inputs)

@@ -64,17 +64,19 @@ class Emitter:
         is_stored: tells them.
         lines: the statements so far.
         least: columns that an index has at least.
+        prefix: of the variables' names.
         made: variable of each value in a frame; a caller may put some in.
     """
 
     leaves: list[Node]
     is_stored: Callable[[Node], bool]
     least: int = 1
+    prefix: str = "x"
     lines: list[str] = field(default_factory=list)
     made: dict[tuple[Node, Frame], str] = field(default_factory=dict)
 
     def assign(self, expression: str) -> str:
-        name = f"x{len(self.lines)}"
+        name = f"{self.prefix}{len(self.lines)}"
         self.lines.append(f"{name} = {expression}")
         return name
 

@@ -198,8 +198,9 @@ class _Fuser:
     def attend(self, node: Node) -> None:
         args = bound_arguments(node)
         site = self._site(node, args)
+        self.stored(site.start)
         text = text_of_attention(site, node, self.made.__contains__)
-        self._call(Attention(text, site), (site.k_cache, site.v_cache, *text.reads), (node,))
+        self._call(Attention(text, site), (site.k_cache, site.v_cache, site.start, *text.reads), (node,))
 
     def _site(self, node: Node, args: dict[str, Any]) -> Site:
         k, v, places = args["k"], args["v"], args["k_positions"]

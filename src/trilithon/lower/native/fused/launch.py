@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from trilithon.folders import replace_file, users_cache
 from trilithon.lower.native.argmax import PIECE
-from trilithon.lower.native.fused.operations import NOTHING, padded
+from trilithon.lower.native.fused.operations import padded
 from trilithon.lower.native.fused.text import Segment, Site, Text
-from trilithon.lower.native.split_kv import PROGRAMS
 
 A_WARP = 2048  # weights that a warp loads at once
 LEAST_SHARE = 16  # see `Attention`
+MOST_PARTS = 256  # of the keys
+TUNED_SLOTS = 2176  # of the caches with which kernels are measured
+MOST_WARPS = 8
+HELD = 2048  # numbers of parts that a warp puts together
 MOST_ROWS = 16  # of a matrix in one program, where settings are measured
 FILLED = 264  # programs that keep a large GPU busy
 AFTER_RANKS = "after_ranks"  # what a kernel is called that is the first behind a collective
@@ -73,9 +76,12 @@ class _Generated(nn.Module):
     """A kernel with what it makes.
 
     Attributes:
+        launches: kernels of a call.
         name, source: of the kernel.
         results: shape and type of each value it makes.
     """
+
+    launches = 1
 
     def __init__(self, text: Text) -> None:
         super().__init__()
@@ -198,7 +204,7 @@ class Arrived:
 
 
 class Attention(_Generated):
-    """See `text_of_attention`. The caches are written in place.
+    """See `text_of_attention`; a second kernel puts together what its programs find. The caches are written in place.
 
     Attributes:
         splits: most parts of the keys.
@@ -206,53 +212,66 @@ class Attention(_Generated):
         share: numbers of an attended head that one program puts together of all parts.
     """
 
+    launches = 2
+
     def __init__(self, text: Text, site: Site) -> None:
         super().__init__(text)
         self.sizes = site.sizes
-        self.block_n, self.splits, self.warps = self._own()
+        self.mask = {"WINDOW": site.window, "CHUNK": site.chunk, "RING": site.ring}
+        self.block_n, self.splits, self.warps = self._shapes()[0]
         self.share = LEAST_SHARE
-        self._found = Found()
 
-    def _own(self) -> tuple[int, int, int]:
+    def _shapes(self) -> list[tuple[int, int, int]]:
+        """Keys of a tile, parts, warps; what is likely to be fast comes first. A warp alone waits for no other."""
         g, _, d, e = self.sizes
-        return 64 if max(d, e) <= 128 else 32, max(1, min(64, 2 * PROGRAMS // g)), 4
+        found = []
+        for held in (256, 128):  # numbers of a thread
+            for n in (64, 32, 16, 128):
+                parts = min(MOST_PARTS, max(-(-TUNED_SLOTS // n), FILLED // g))
+                found.append((n, parts, max(1, n * (padded(d) + padded(e)) // (32 * held))))
+        return [shape for shape in found if shape[-1] <= MOST_WARPS]
 
     def settings(self) -> dict[str, int]:
         return {"block_n": self.block_n, "splits": self.splits, "warps": self.warps, "share": self.share}
 
     def candidates(self) -> list[dict[str, int]]:
-        """Larger and smaller tiles, more and fewer parts, more warps; parts put together by fewer programs."""
-        n, parts, _ = self._own()
-        shapes = [(n, parts, 4), (n, parts, 8), (n // 2, parts, 4), (n // 2, 2 * parts, 4), (n // 2, 2 * parts, 8)]
-        shapes += [(2 * n, parts, 4), (2 * n, parts, 8), (n, 16, 4), (n, 32, 4), (n, 48, 4), (n, 48, 8), (2 * n, 24, 8)]
-        least, most = LEAST_SHARE, max(LEAST_SHARE, padded(self.sizes[3]))
-        found = [(*shape, least) for shape in shapes]
-        found += [(*shape, share) for shape in ((n, parts, 4), (n, 48, 4), (n, 32, 4)) for share in (2 * least, 4 * least)]
+        """Larger and smaller tiles, by more and fewer warps; parts put together by fewer programs."""
+        shapes, most = self._shapes(), max(LEAST_SHARE, padded(self.sizes[3]))
+        found = [(*shape, LEAST_SHARE) for shape in shapes]
+        found += [(*shape, share) for shape in shapes[:3] for share in (2 * LEAST_SHARE, 4 * LEAST_SHARE)]
         names = ("block_n", "splits", "warps", "share")
         return [dict(zip(names, each, strict=True)) for each in dict.fromkeys(found) if each[-1] <= most]
 
     def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
-        k, v, *others = reads
+        k, v, _, *others = reads
         g, n, _, e = self.sizes
-        made = self.made(others[0])
-        shares = g * n * -(-e // self.share)
-        held = self._found(shares, self.splits, self.share, k.device)
-        args = (*others, *made, k, v, *held, *k.stride()[1:3], *v.stride()[1:3], k.shape[2], self.splits)
-        options = {"BLOCK_N": self.block_n, "SHARE": self.share, "num_warps": self.warps, "num_stages": 2}
-        options["BLOCK_S"] = max(padded(self.splits), 32 * self.warps // self.share)
-        return g * self.splits + shares, made, args, {**options, **_launch(self, k.device)}
+        found = [k.new_empty(g * n, self.splits + 1, width, dtype=torch.float32) for width in (e, 2)]
+        args = (*others, k, v, *found, *k.stride()[1:3], *v.stride()[1:3], k.shape[2], self.splits)
+        options = {"BLOCK_N": self.block_n, "num_warps": self.warps, "num_stages": 2}
+        return g * (self.splits + 1), found, args, {**options, **_launch(self, k.device)}
 
+    def _second(self, found: list[Tensor], *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
+        """As `call`, of what puts together."""
+        k, _, start, *_ = reads
+        g, n, _, e = self.sizes
+        made, parts = self.made(k), padded(self.splits + 1)
+        warps = max(1, min(MOST_WARPS, parts * self.share // HELD))
+        options = {**self.mask, "BLOCK_N": self.block_n, "E": e, "BLOCK_S": parts, "SHARE": self.share, "num_warps": warps}
+        args = (*found, *made, start, k.shape[2], self.splits)
+        return g * n * -(-e // self.share), made, args, {**options, **dependent_launch(k.device)}
 
-class Found:
-    """What the parts of an attention find; each kernel leaves `NOTHING` behind."""
+    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
+        from trilithon.lower.native.fused.attention_kernels import put_together
 
-    def __init__(self) -> None:
-        self.held: tuple[Tensor, Tensor] | None = None
+        programs, found, args, options = self.call(*reads)
+        _kernel(self.name, self.source)[(programs,)](*args, **options)
+        programs, made, args, options = self._second(found, *reads)
+        put_together[(programs,)](*args, **options)
+        return tuple(made)
 
-    def __call__(self, shares: int, splits: int, share: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Room for `sums` and `marks` of `put_together`."""
-        sizes = (shares, splits, share), (shares, splits, 2)
-        if self.held is None or self.held[0].shape != sizes[0] or self.held[0].device != device:
-            sums, marks = (torch.full(size, NOTHING, dtype=torch.int32, device=device) for size in sizes)
-            self.held = sums, marks
-        return self.held
+    def prepare(self, *reads: Tensor) -> None:
+        from trilithon.lower.native.fused.attention_kernels import put_together
+
+        super().prepare(*reads)
+        programs, _, args, options = self._second(self.call(*reads)[1], *reads)
+        put_together.warmup(*args, grid=(programs,), **options)

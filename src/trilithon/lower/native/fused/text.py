@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
@@ -16,7 +16,9 @@ HEADER = '''"""Made by Trilithon of one region of a decode step."""
 import triton
 import triton.language as tl
 
-from trilithon.lower.native.fused.step_kernels import attend_part, let_next_start, load_tile, own_part, put_together, tanh, wait
+from trilithon.lower.native.fused import attention_kernels as attention
+from trilithon.lower.native.fused.step_kernels import let_next_start, wait
+from trilithon.lower.native.split_kv_kernels import tanh
 
 
 @triton.jit
@@ -24,6 +26,7 @@ def {name}({parameters}):
 '''
 LARGE = 1 << 31
 MOST_VALUES = 1 << 16  # numbers that one program makes
+FEW_QUERIES = 8  # of a key head; they are made one by one, since few rows of a tile would be theirs
 NAMES = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -210,41 +213,71 @@ class Site:
 def text_of_attention(site: Site, result: Node, is_stored: Callable[[Node], bool]) -> Text:
     """Attention of one token; its query, key and value are made of what is stored, e.g. normed and rotated.
 
+    Programs of one key head attend over a part of its keys each, and one over the token itself, which it writes into the
+    caches. Another kernel puts together what they have found.
+
     Raises:
         CannotFuse: one has no expression.
     """
     leaves: list[Node] = []
     g, n, d, e = site.sizes
-    emitter = Emitter(leaves, is_stored, least=16)
-    sizes = f"D={d}, E={e}, BLOCK_N=BLOCK_N, BLOCK_D={max(16, padded(d))}, BLOCK_E={max(16, padded(e))}"
+    width_d, width_e = max(16, padded(d)), max(16, padded(e))
+    head, of_part, of_token = (Emitter(leaves, is_stored, least=16, prefix=x) for x in ("h", "x", "y"))
+    start = head.value(site.start, Frame())
+    sizes = f"D={d}, E={e}, BLOCK_D={width_d}, BLOCK_E={width_e}"
     mask = f"WINDOW={site.window}, CHUNK={site.chunk}, RING={site.ring}"
-    start = emitter.value(site.start, Frame())
-    emitter.lines.append(f"begin, stop, active = own_part({start}, part, t, splits, {mask}, BLOCK_N=BLOCK_N)")
-    early, emitter.lines = emitter.lines, []
+    scores = f"{site.scale!r}, {site.softcap!r}, CAPPED={bool(site.softcap)}"
     strides = "k_g, k_t, v_g, v_t"
-    emitter.lines.append(f"tile_k, tile_v = load_tile(k_cache, v_cache, group, begin, stop, {strides}, {sizes})")
-    emitter.lines.append(f"m = tl.arange(0, {max(16, padded(n))})[:, None]")
-    emitter.lines.append(f"head = group * {n} + m")
-    q, k, v = (
-        emitter.value(x, Frame(row, column.column, inside, column.column_inside))
-        for x, row, inside, column in (
-            (site.q, "head", f"m < {n}", emitter.whole(d)),
-            (site.k, "group", "", emitter.whole(d)),
-            (site.v, "group", "", emitter.whole(e)),
-        )
+
+    of_part.lines.append(
+        f"tile_k, tile_v = attention.load_tile(k_cache, v_cache, group, begin, stop, {strides}, {sizes}, BLOCK_N=BLOCK_N)"
     )
-    emitter.lines.append(
-        f"attend_part({q}, {k}, {v}, tile_k, tile_v, k_cache, v_cache, {start}, begin, stop, group, part, "
-        f"sums, marks, {strides}, t, splits, {site.scale!r}, {site.softcap!r}, N={n}, {sizes}, {mask}, "
-        f"CAPPED={bool(site.softcap)}, BLOCK_M={max(16, padded(n))}, SHARE=SHARE)"
+    q = _joined(_queries(site, of_part), of_part)
+    of_part.lines.append(
+        f"attention.attend_part({q}, tile_k, tile_v, k_cache, v_cache, {start}, begin, stop, group, part, sums, marks, "
+        f"{strides}, t, splits, {scores}, N={n}, {sizes}, BLOCK_N=BLOCK_N, {mask}, BLOCK_M={max(16, padded(n))})"
     )
-    lines = ["pid = tl.program_id(0)", f"group, part = pid % {g}, pid // {g}", "let_next_start(PDL)", *early]
-    lines += ["if part < splits:", "    if part < active:", *(f"        {line}" for line in _arranged(emitter)), "else:"]
-    lines += ["    wait(PDL)", f"    place = pid - {g} * splits"]
-    lines.append(f"    put_together(sums, marks, o0, place, splits, active, N={n}, E={e}, BLOCK_S=BLOCK_S, SHARE=SHARE)")
-    more = f"k_cache, v_cache, sums, marks, {strides}, t, splits, PDL: tl.constexpr, "
-    more += "BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, SHARE: tl.constexpr"
-    return _text(f"attention_{n}_{d}", leaves, (result,), lines, more)
+    queries = _queries(site, of_token)
+    k, v = (of_token.value(x, _of_head("group", of_token, width)) for x, width in ((site.k, d), (site.v, e)))
+    of_token.lines.append(f"attention.write_token({k}, {v}, k_cache, v_cache, group, {start}, t, {strides}, {sizes})")
+    for q, row, inside in queries:
+        held = f"{row}, {inside}, splits, sums, marks, splits, {scores}, E={e}, BLOCK_E={width_e}"
+        of_token.lines.append(f"attention.attend_token({q}, {k}, {v}, {held})")
+
+    lines = ["pid = tl.program_id(0)", f"group, part = pid % {g}, pid // {g}", "let_next_start(PDL)", *head.lines]
+    lines.append(f"begin, stop, active = attention.own_part({start}, part, t, splits, {mask}, BLOCK_N=BLOCK_N)")
+    lines += ["if part < splits:", "    if part < active:", *(f"        {line}" for line in _arranged(of_part))]
+    lines += ["else:", *(f"    {line}" for line in _arranged(of_token))]
+    more = f"k_cache, v_cache, sums, marks, {strides}, t, splits, PDL: tl.constexpr, BLOCK_N: tl.constexpr"
+    return replace(_text(f"attention_{n}_{d}", leaves, (), lines, more), makes=(result,))
+
+
+def _queries(site: Site, emitter: Emitter) -> list[tuple[str, str, str]]:
+    """Those of a key head: `[1 d]` each if they are few, else all `[m d]`; with their head, and which are asked for."""
+    _, n, d, _ = site.sizes
+    if n <= FEW_QUERIES:
+        rows = [emitter.assign(f"group * {n} + {i}") for i in range(n)]
+        return [(emitter.value(site.q, _of_head(row, emitter, d)), row, f"{row} >= 0") for row in rows]
+    emitter.lines += [f"m = tl.arange(0, {max(16, padded(n))})[:, None]", f"head = group * {n} + m"]
+    frame = _of_head("head", emitter, d, f"m < {n}")
+    return [(emitter.value(site.q, frame), "head", frame.row_inside)]
+
+
+def _joined(queries: Sequence[tuple[str, str, str]], emitter: Emitter) -> str:
+    """`[m d]`; a matrix unit takes 16 rows at least."""
+    made, *_ = queries[0]
+    if len(queries) == 1 and queries[0][1] == "head":
+        return made
+    emitter.lines.append("m = tl.arange(0, 16)[:, None]")
+    made = emitter.assign(f"tl.where(m == 0, {made}, 0.0)")
+    for i, (q, _, _) in enumerate(queries[1:], 1):
+        made = emitter.assign(f"tl.where(m == {i}, {q}, {made})")
+    return made
+
+
+def _of_head(row: str, emitter: Emitter, width: int, inside: str = "") -> Frame:
+    column = emitter.whole(width)
+    return Frame(row, column.column, inside, column.column_inside)
 
 
 def _text(name: str, leaves: Sequence[Node], makes: Sequence[Node], lines: Sequence[str], more: str) -> Text:
