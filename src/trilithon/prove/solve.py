@@ -15,6 +15,9 @@ from trilithon.spec.assumption import Assumption, Source
 from trilithon.spec.term import Term
 from trilithon.spec.traverse import free_vars, walk
 
+# Where z3 looked for its library in vain: errors, which keep the frames of whoever imported it first, and all they hold.
+getattr(z3.z3core, "_failures", []).clear()
+
 UNBOUNDED = (1 << 31) - 1  # taken as the largest size where the export gives none
 INT64 = (-(1 << 63), (1 << 63) - 1)
 MOST_ROUNDS = 4  # of putting facts in: each may mention new elements
