@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from trilithon.capture.functional import functional
 from trilithon.errors import CaptureError, InputError
 
 
@@ -34,18 +35,18 @@ Example = Mapping[str, Any]
 
 
 def _non_strict(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
-    return _functional(torch.export.export(model, (), dict(example), dynamic_shapes=shapes, strict=False))
+    return _functional(torch.export.export(model, (), dict(example), dynamic_shapes=shapes, strict=False), own=True)
 
 
 def _deferred(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
     program = torch.export.export(
         model, (), dict(example), dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True
     )
-    return _functional(program)
+    return _functional(program, own=True)
 
 
 def _strict(model: nn.Module, example: Example, shapes: Any) -> ExportedProgram:
-    return _functional(torch.export.export(model, (), dict(example), dynamic_shapes=shapes, strict=True))
+    return _functional(torch.export.export(model, (), dict(example), dynamic_shapes=shapes, strict=True), own=True)
 
 
 ROUTES: tuple[tuple[str, Callable[[nn.Module, Example, Any], ExportedProgram]], ...] = (
@@ -68,7 +69,7 @@ def capture(model: nn.Module | ExportedProgram, example: Example | None = None, 
         CaptureError: no route works; holds the first line of each failure.
     """
     if isinstance(model, ExportedProgram):
-        return Captured(_functional(model), "given as an ExportedProgram", ())
+        return Captured(_functional(model, own=False), "given as an ExportedProgram", ())
     if not isinstance(model, nn.Module):
         raise InputError(
             f"cannot capture a {type(model).__name__}",
@@ -112,17 +113,14 @@ def _first_line(error: Exception) -> str:
     return lines[0].strip() if lines else ""
 
 
-def _functional(program: ExportedProgram) -> ExportedProgram:
-    """In-place operations and vmap dissolved, SDPA kept (an empty decomposition table), metadata assertions gone."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        functional: ExportedProgram = program.run_decompositions({})
-    for node in list(functional.graph.nodes):  # they restate the metadata of the example
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            functional.graph.erase_node(node)
-    functional.graph_module.recompile()
-    _leave_out_longest(functional)
-    return functional
+def _functional(program: ExportedProgram, *, own: bool) -> ExportedProgram:
+    """See `functional`; assertions of metadata are gone: they restate those of the example."""
+    made = functional(program, own=own)
+    for node in made.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        made.graph.erase_node(node)
+    made.graph_module.recompile()
+    _leave_out_longest(made)
+    return made
 
 
 def _leave_out_longest(program: ExportedProgram) -> None:
