@@ -86,14 +86,26 @@ def ended(variant: str, words: list[str], processes: int, folder: Path) -> list[
         subprocess.Popen([sys.executable, __file__, *words], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT)
         for log in logs
     ]
+    least, seconds = room(), dict[int, float]()
+    while len(seconds) < processes:
+        time.sleep(0.2)
+        least = {name: min(value, least[name]) for name, value in room().items()}
+        seconds |= {i: time.perf_counter() - began for i, x in enumerate(running) if i not in seconds and x.poll() is not None}
     found = []
-    for process, log in zip(running, logs, strict=True):
-        code = process.wait()
+    for i, (process, log) in enumerate(zip(running, logs, strict=True)):
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         found.append(
-            {"variant": variant, "code": code, "seconds": time.perf_counter() - began, "last": "".join(lines[-1:])[:200]}
+            {"variant": variant, "code": process.returncode, "seconds": seconds[i], "last": "".join(lines[-1:])[:200], **least}
         )
     return found
+
+
+def room() -> dict[str, float]:
+    """Gigabytes that are free, of the GPU and of the host: a crash may be how an engine says that there is no more."""
+    with open("/proc/meminfo") as file:
+        (host,) = (int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    gpu = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+    return {"gpu_gb_free": gpu / 1e9, "host_gb_free": host / 1e9}
 
 
 def main(
@@ -113,7 +125,9 @@ def main(
             found += rows
             codes = ", ".join(str(row["code"]) for row in rows)
             print(
-                f"{variant}: {sum(row['code'] == 0 for row in rows)} of {processes} ended well; exit codes {codes}", flush=True
+                f"{variant}: {sum(row['code'] == 0 for row in rows)} of {processes} ended well; exit codes {codes}; at least "
+                f"{rows[0]['gpu_gb_free']:.0f} GB of the GPU and {rows[0]['host_gb_free']:.0f} of the host were free",
+                flush=True,
             )
             for row in rows:
                 if row["code"]:

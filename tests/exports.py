@@ -1,8 +1,8 @@
 """Exports that tests share: most of a test's time with a Hugging Face model is torch.export, of a model exported before.
 
-A transformers model is known by its class, configuration, modules with their settings and the kinds of its tensors; what
-is exported depends on nothing else, because weights are inputs of a program. The next model of that description takes
-the program with its own weights. A module that a test wrote, hooked or patched is exported each time.
+A transformers model is known by its class, configuration, modules with their settings, and the kinds and names of its
+tensors; what is exported depends on nothing else, because weights are inputs of a program. The next model of that
+description takes the program with its own weights. A module that a test wrote, hooked or patched is exported each time.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def description(model: nn.Module, example: Mapping[str, Any], shapes: Any) -> st
     """All that a program depends on."""
     config: Any = model.config
     settings = {name: settings_of(module) for name, module in model.named_modules()}
-    tensors = {name: (kind(x), x.requires_grad) for name, x in tensors_of(model).items()}
+    firsts = {id(x): name for name, x in reversed(tensors_of(model).items())}  # a program takes a tensor of several names once
+    tensors = {name: (kind(x), x.requires_grad, firsts[id(x)]) for name, x in tensors_of(model).items()}
     given = {name: kind(x) for name, x in example.items()}
     parts = (type(model), config.to_json_string(use_diff=False), model, settings, tensors, given, shapes, export.ROUTES)
     return "\n".join(map(str, parts))

@@ -66,6 +66,11 @@ def unscaled(model: Any) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+def untied(model: Any) -> nn.Module:
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    return model  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -73,8 +78,9 @@ def unscaled(model: Any) -> nn.Module:
         lambda: tiny("gpt2").double(),
         lambda: patched(tiny("gpt2")),
         lambda: unscaled(tiny("gpt2")),
+        lambda: untied(tiny("gpt2")),
     ],
-    ids=["attention", "dtype", "patched", "setting"],
+    ids=["attention", "dtype", "patched", "setting", "tied"],
 )
 def test_another_model_is_exported(other: Callable[[], nn.Module], counted: Counted) -> None:
     before = counted.exports

@@ -144,6 +144,19 @@ def test_what_is_not_known_is_traced_anew(name: str, traced: list[ExportedProgra
     assert not any(n.target._schema.is_mutable for n in made.graph.nodes if isinstance(n.target, torch._ops.OpOverload))
 
 
+def test_what_nobody_expected_is_told_and_traced_anew(
+    traced: list[ExportedProgram], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setitem(functional_module.REWRITES, aten.reshape.default, fails)
+    made = functional(exported(CALLS["reshape"]), own=True)
+    assert len(traced) == 1 and "AttributeError: no such thing" in caplog.text
+    x = torch.randn(3, 5, 6)
+    assert torch.equal(made.module()(x=x), CALLS["reshape"](x))
+
+
 def test_a_program_that_is_given_stays_as_it_is() -> None:
     program = exported(CALLS["reshape"])
     before = str(program.graph)

@@ -43,8 +43,7 @@ def given(inputs: tuple[Input, ...]) -> list[torch.Tensor]:
 
 def few_programs(patch: pytest.MonkeyPatch) -> None:
     """Triton's interpreter runs them one by one."""
-    for name, value in (("FILLED", 4), ("PROGRAMS", 3)):
-        patch.setattr(launch, name, value)
+    patch.setattr(launch, "FILLED", 4)
 
 
 def generated() -> dict[str, Any]:
@@ -144,7 +143,7 @@ def notes(refuses: bool) -> tuple[str, bool]:
 
 def test_all_ranks_use_kernels_or_none_does(pair: Together) -> None:
     alone(PRESET)
-    note = "decode: 8 generated kernels a token for one row; for more, compiled by Inductor; ranks meet 3 times "
+    note = "decode: 9 generated kernels a token for one row; for more, compiled by Inductor; ranks meet 3 times "
     assert pair(notes, False) == [(f"{note}by torch.distributed (ranks share no memory on this device)", True)] * 2
     text = "decode: compiled by Inductor; no generated kernels: "
     assert pair(notes, True) == [(f"{text}another rank cannot use them", False), (f"{text}RuntimeError: no such type", False)]

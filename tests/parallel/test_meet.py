@@ -199,7 +199,7 @@ def chosen(folder: Path, fails: str) -> tuple[str, int]:
 
 def test_all_ranks_meet_in_memory_or_none_does(pair: Together, tmp_path: Path) -> None:
     alone(PRESET)
-    text = "decode: 8 generated kernels a token for one row; for more, compiled by Inductor; ranks meet 3 times"
+    text = "decode: 9 generated kernels a token for one row; for more, compiled by Inductor; ranks meet 3 times"
     assert pair(chosen, tmp_path, "") == [(f"{text} in each other's memory", 3)] * 2
     first, other = pair(chosen, tmp_path, "memory")
     assert first == (f"{text} by torch.distributed (another rank cannot use them)", 0)

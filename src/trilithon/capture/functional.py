@@ -6,6 +6,7 @@ most models it changes eight composite operations that may or may not give back 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch.fx import Graph, Node
 from trilithon.passes import bound_arguments
 
 aten = torch.ops.aten
+log = logging.getLogger(__name__)
 KEPT = {  # composite operations that stay as they are
     aten.sym_size.int, aten.diff.default, aten.__and__.Tensor, aten.linear.default, aten.matmul.default, aten.softmax.int,
     aten.scaled_dot_product_attention.default, aten.layer_norm.default, aten.where.ScalarOther, aten.type_as.default,
@@ -44,6 +46,8 @@ def functional(program: ExportedProgram, *, own: bool) -> ExportedProgram:
             return _rewritten(program)
         except CannotRewrite:
             pass  # what has been rewritten by then means the same
+        except Exception as error:  # of another release of torch
+            log.warning("a program is traced anew, which takes longer: %s: %s", type(error).__name__, error)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made: ExportedProgram = program.run_decompositions({})

@@ -24,12 +24,14 @@ class Step:
         tokens: `[b 1]`, taken in.
         start: `[b]`, tokens that each row holds; a step adds 1.
         counts: `[b]`, ones.
+        starts: `[AT_ONCE b]`, of several steps; rows begin at multiples of 16 bytes, for which kernels are compiled.
         recorded: by the number of steps, a graph and what it writes.
     """
 
     tokens: Tensor
     start: Tensor
     counts: Tensor
+    starts: Tensor
     recorded: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     def run(self, decode: Decode, held: Sequence[Tensor], as_graph: bool) -> tuple[Tensor, Tensor]:
@@ -38,7 +40,7 @@ class Step:
         Args:
             held: context and caches, at the addresses that they had when the graph was recorded.
         """
-        run = partial(self._advance, decode, self.tokens, held)
+        run = partial(self._one, decode, held)
         made: tuple[Tensor, Tensor] = self._replayed(1, run) if as_graph else run()
         return made
 
@@ -48,17 +50,20 @@ class Step:
         made: Tensor = self._replayed(AT_ONCE, run) if as_graph else run()
         return made
 
-    def _advance(self, decode: Decode, tokens: Tensor, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        logits, best = decode(tokens, self.start, self.counts, *held)
+    def _one(self, decode: Decode, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        logits, best = decode(self.tokens, self.start, self.counts, *held)
         self.start.add_(1)
         return logits, best
 
     def _chain(self, decode: Decode, held: Sequence[Tensor]) -> Tensor:
+        """Between steps no kernel but theirs: all starts are made first."""
+        torch.add(self.start, torch.arange(AT_ONCE, device=self.start.device)[:, None], out=self.starts)
         tokens, made = self.tokens, []
-        for _ in range(AT_ONCE):
-            _, best = self._advance(decode, tokens, held)
+        for start in self.starts:
+            _, best = decode(tokens, start, self.counts, *held)
             made.append(best)
             tokens = best[:, None]
+        self.start.add_(AT_ONCE)
         return torch.stack(made, 1)
 
     def _replayed(self, steps: int, run: Callable[[], Any]) -> Any:
@@ -76,4 +81,5 @@ def make_step(rows: int, device: torch.device) -> Step:
     """Of so many rows, which hold nothing; it outlives the mode that the caller is in."""
     with torch.inference_mode(False):
         tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-        return Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]))
+        starts = torch.zeros(AT_ONCE, rows + rows % 2, dtype=torch.int64, device=device)[:, :rows]
+        return Step(tokens, torch.zeros_like(tokens[:, 0]), torch.ones_like(tokens[:, 0]), starts)
