@@ -43,7 +43,8 @@ def given(inputs: tuple[Input, ...]) -> list[torch.Tensor]:
 
 def few_programs(patch: pytest.MonkeyPatch) -> None:
     """Triton's interpreter runs them one by one."""
-    patch.setattr(launch, "FILLED", 4)
+    for name, value in (("FILLED", 4), ("TUNED_SLOTS", 40)):
+        patch.setattr(launch, name, value)
 
 
 def generated() -> dict[str, Any]:
