@@ -17,7 +17,7 @@ from trilithon.compiler import lower
 from trilithon.lower.native.lower import lower_native
 from trilithon.rewrite.op import ATTENTION
 from trilithon.rewrite.unlift import input_names, unlift
-from zoo.families import FAMILIES
+from zoo.families import FAMILIES, Family
 from zoo.modes import PLAIN, call_of
 
 CASES = (  # most of them exported for test_zoo.py too
@@ -40,10 +40,16 @@ def right_padded(b: int, s: int) -> Tensor:
     return (torch.arange(s) < torch.tensor([s, max(s - 2, 1), max(s // 2, 1)][:b])[:, None]).long()
 
 
+def short(name: str) -> Family:
+    """Of one layer, where a layer has three attentions."""
+    family = FAMILIES[name]
+    return replace(family, base={**(family.base or {}), "num_layers": 1}) if family.kind == "seq2seq" else family
+
+
 @lru_cache(maxsize=1)  # the two calls of a case follow each other
 def padded(name: str, attention: str) -> tuple[dict[str, Any], ExportedProgram, ExportedProgram]:
     """An example call with masks, the program exported of it, and that program rewritten."""
-    family = FAMILIES[name]
+    family = short(name)
     model, example, shapes = call_of(family, family.make(attention), "ids+padding")
     program = capture(model, example, shapes).program
     return example, program, lower(program)
@@ -88,9 +94,7 @@ SCORES = (
 @pytest.mark.parametrize(("name", "attention"), SCORES)
 def test_changed_scores_are_rewritten(name: str, attention: str) -> None:
     """No site stays as exported, and neither the canonical op nor PyTorch's kernels differ from the program."""
-    family = FAMILIES[name]
-    if family.kind == "seq2seq":
-        family = replace(family, base={**(family.base or {}), "num_layers": 1})
+    family = short(name)
     model, example, shapes = call_of(family, family.make(attention), "ids")
     program = capture(model, example, shapes).program
     rewritten = lower(program)
