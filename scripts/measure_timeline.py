@@ -4,7 +4,7 @@
 scripts/measure_timeline.py [MODEL] [--layers 4] [--length 2048] [--json FILE]
 
 Layers share their kernels' sources, so what is printed of a layer is of the last one that has it. Writing down the times
-changed no step by more than 1 %, which is printed too. What puts parts of an attention together is no generated kernel: it
+changed no step by more than 2 %, which is printed too. What puts parts of an attention together is no generated kernel: it
 stands between the end of `attention` and the wait of the next products.
 """
 
