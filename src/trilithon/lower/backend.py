@@ -15,7 +15,7 @@ from trilithon.lower.graph_data import GraphData, from_data, to_data
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.lower import lower_native
 from trilithon.lower.native.one_product import one_product
-from trilithon.lower.native.prompt import Prompt
+from trilithon.lower.native.prompt import Prompt, make_prompt
 from trilithon.lower.native.split_kv import has_triton
 from trilithon.lower.native.step import compiled_step, make_step
 from trilithon.lower.native.writes import separate_writes
@@ -101,8 +101,8 @@ def lower_module(
         inputs: what it takes.
         role: "step": one token, run many times: on a GPU made of generated kernels for one row, else compiled by Inductor,
             once for each number of rows; the only other sizes that are not fixed are those of caches. "prompt": any
-            number of tokens, into an empty cache: on a GPU compiled by Inductor, once for all lengths, where it can be.
-            "sequence": any number of tokens: compiled only if the options ask for it.
+            number of tokens, into an empty cache: on a GPU made with generated kernels for one row, else compiled by
+            Inductor, once for all lengths, where it can be. "sequence": any number of tokens: compiled only if asked for.
         exact: 0 to 2: in how short parts TensorRT adds up products of halves, which is slower.
     """
     if backend == "eager":
@@ -118,7 +118,7 @@ def lower_module(
         return lowered
     if role == "prompt":
         separate_writes(lowered, inputs)
-        return Prompt(lowered)
+        return make_prompt(lowered, inputs) if device == "cuda" and has_triton() else Prompt(lowered)
     if role == "sequence":
         return torch.compile(lowered, dynamic=True, fullgraph=True)
     return make_step(lowered, inputs) if device == "cuda" and has_triton() else compiled_step(lowered, inputs)

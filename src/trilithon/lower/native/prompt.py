@@ -1,4 +1,7 @@
-"""What runs a prompt that Inductor is asked for: compiled once for all lengths, or op by op where that cannot be."""
+"""What runs a prompt: generated kernels beside PyTorch's for one row; for more, Inductor's, compiled once for all lengths.
+
+Where neither can be, it runs op by op.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +15,52 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental import _config as shape_config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 
+from trilithon.lower.inputs import Input
+from trilithon.lower.native.fused.fuse_prompt import fuse_prompt
+from trilithon.lower.native.fused.operations import CannotFuse
+from trilithon.lower.native.gated import LEAST_TOKENS, gate_products
 from trilithon.lower.native.layers import in_layers
 from trilithon.lower.native.lower import is_lowered_site
+from trilithon.lower.native.step import check_equal
 from trilithon.lower.native.writes import write_tokens
+from trilithon.rewrite.unlift import device_of
+from trilithon.stages import stage
 
+TRIED_TOKENS, TRIED_PADDING = LEAST_TOKENS + 33, 5  # of the prompt on which both forms are compared
+LEAST_WORDS = 2  # that any vocabulary has
 log = logging.getLogger(__name__)
 
 
 class Prompt:
     """A prompt of any length, over an empty cache.
 
-    It is compiled at the first call, each kind of layer once for a single row and once for several. Where Dynamo or Inductor
-    refuses, it runs op by op from then on, and a warning says why. A refusal may come when layers have written to their
-    caches: the call op by op writes the same again.
+    What has no generated kernels is compiled at the first call, each kind of layer once for a single row and once for several.
+    Where Dynamo or Inductor refuses, it runs op by op from then on, and a warning says why. A refusal may come when layers have
+    written to their caches: the call op by op writes the same again.
 
     Attributes:
         plain: lowered; takes `(tokens, start, counts, *caches)`.
         compiled: None where it cannot be.
+        one_row: of generated kernels; None where they cannot make it.
         note: for the report.
     """
 
-    def __init__(self, plain: GraphModule) -> None:
-        self.plain = plain
+    def __init__(self, plain: GraphModule, one_row: GraphModule | None = None, refused: str = "") -> None:
+        self.plain, self.one_row = plain, one_row
         self.compiled: Callable[..., Any] | None = in_layers(plain, is_lowered_site, _compiled, _is_write)
-        self.note = "prefill: to be compiled by Inductor at its first call, once for all lengths"
+        self._start = "prefill:"
+        if one_row is not None:
+            kernels = len(one_row.graph.find_nodes(op="call_module"))
+            self._start = f"prefill: {kernels} generated kernels beside products and attention for one row; for more"
+        self._end = f"; no generated kernels: {refused}" if refused else ""
+        self.note = self._told("to be compiled by Inductor at its first call, once for all lengths")
+
+    def _told(self, how: str) -> str:
+        return f"{self._start} {how}{self._end}"
 
     def __call__(self, tokens: Tensor, *rest: Tensor) -> Any:
+        if self.one_row is not None and tokens.shape[0] == 1:
+            return self.one_row(tokens, *rest)
         if self.compiled is None:
             return self.plain(tokens, *rest)
         try:
@@ -45,11 +68,58 @@ class Prompt:
                 made = self.compiled(_of_any_length(tokens), *_of_any_rows(rest))
         except _refusals() as error:
             self.compiled = None
-            self.note = f"prefill: runs op by op, since Inductor cannot compile it: {_reason(error)}"
+            self.note = self._told(f"runs op by op, since Inductor cannot compile it: {_reason(error)}")
             log.warning("%s", self.note)
             return self.plain(tokens, *rest)
-        self.note = "prefill: compiled by Inductor, once for all lengths"
+        self.note = self._told("compiled by Inductor, once for all lengths")
         return made
+
+
+def make_prompt(gm: GraphModule, inputs: tuple[Input, ...]) -> Prompt:
+    """A prompt for a GPU.
+
+    Args:
+        gm: lowered, with `separate_writes`; it is changed.
+        inputs: what it takes.
+    """
+    gate_products(gm)
+    try:
+        one_row = fuse_prompt(gm, inputs)
+        with stage("verify"):
+            _compare(gm, one_row, inputs)
+    except CannotFuse as refusal:
+        log.info("%s", refusal)
+        return Prompt(gm, None, refusal.why + (f" at {refusal.where}" if refusal.where else ""))
+    except Exception as error:  # wrong ones; and Triton's errors have no common class
+        refused = f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
+        log.warning("generated kernels of prompts cannot be used here: %s", refused)
+        return Prompt(gm, None, refused)
+    return Prompt(gm, one_row)
+
+
+@torch.no_grad()
+def _compare(plain: GraphModule, fused: GraphModule, inputs: tuple[Input, ...]) -> None:
+    """Run both on a random prompt with padding, long enough for all that only long ones use, and on a single token.
+
+    Raises:
+        VerificationFailed: they disagree.
+    """
+    device, most = device_of(plain), inputs[0].axes[1].high
+    generator = torch.Generator(device).manual_seed(0)
+    slots = [min(x.axes[2].high, TRIED_TOKENS) for x in inputs[3:]]
+    for length in dict.fromkeys((1, min(most, TRIED_TOKENS))):
+        real = max(1, length - TRIED_PADDING)
+        tokens = torch.randint(LEAST_WORDS, (1, length), generator=generator, device=device).to(inputs[0].dtype)
+        start, counts = (torch.full((1,), n, dtype=torch.int64, device=device) for n in (0, real))
+        found = []
+        for module in (plain, fused):
+            caches = [
+                torch.zeros((1, x.axes[1].high, t, x.axes[3].high), dtype=x.dtype, device=device)
+                for x, t in zip(inputs[3:], slots, strict=True)
+            ]
+            found.append([module(tokens, start, counts, *caches), *caches])
+        expected, made = found
+        check_equal(expected, made, f"a prompt of {real} tokens")
 
 
 def _refusals() -> tuple[type[Exception], ...]:

@@ -120,7 +120,7 @@ def _differs(before: GraphModule, made: GraphModule, inputs: tuple[Input, ...]) 
     got = [_results(made, [tokens, last, counts, *held]) for held in found]  # the second finds what the first left behind
     try:
         for each in got:
-            _check_equal(want, each, int(last))
+            check_equal(want, each, f"{int(last)} tokens in the cache")
     except VerificationFailed as error:
         return error.what
     return ""
@@ -174,7 +174,7 @@ def _compare(plain: GraphModule, fused: GraphModule, inputs: tuple[Input, ...]) 
             held = [x.clone() for x in caches]
             with _in_parts(fused, parts):
                 found = _results(fused, [tokens, torch.full_like(last, start), counts, *held])
-            _check_equal(expected, found, start)
+            check_equal(expected, found, f"{start} tokens in the cache")
 
 
 def _results(module: GraphModule, inputs: list[Tensor]) -> list[Tensor]:
@@ -183,12 +183,19 @@ def _results(module: GraphModule, inputs: list[Tensor]) -> list[Tensor]:
     return [logits, *(x[:, :, : int(inputs[1]) + 1] for x in inputs[3:])]
 
 
-def _check_equal(expected: list[Tensor], found: list[Tensor], start: int) -> None:
+def check_equal(expected: list[Tensor], found: list[Tensor], given: str) -> None:
+    """Logits and caches of two forms of a program.
+
+    Args:
+        given: with what they were made, for the error.
+
+    Raises:
+        VerificationFailed: they disagree.
+    """
     for want, got in zip(expected, found, strict=True):
         error = float((got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-9))
         if not error <= AGREED.get(want.dtype, 0.0):
-            why = f"off by {error:.1e}, with {start} tokens in the cache"
-            raise VerificationFailed(f"they disagree with the step they are made of, {why}")
+            raise VerificationFailed(f"they disagree with what they are made of, off by {error:.1e}, with {given}")
 
 
 @contextmanager

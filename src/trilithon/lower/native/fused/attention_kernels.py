@@ -144,3 +144,18 @@ def put_together(
     weight = tl.exp2(best - tl.max(best, 0))  # a token sees itself
     value = tl.sum(tile * weight[:, None], 0) / tl.sum(tl.where(found, total, 0.0) * weight, 0)
     tl.store(result + head * E + column, value.to(result.dtype.element_ty), mask=column < E)
+
+
+@triton.jit
+def write_slot(x, row, column, inside, token, start, count, cache, c_g, c_t, t):
+    """What one token of a prompt has in all heads, `x [g d]`, into its slot; padding, and what a later token replaces, is not.
+
+    Args:
+        row, column: heads and numbers of a head; inside: which of them there are.
+        start, count: tokens in the cache before, and real ones of the prompt.
+        cache: `[g t d]`.
+    """
+    slot = ((start % t).to(tl.int32) + (token % t).to(tl.int32)) % t
+    is_kept = (token < count) & (token >= count - t)
+    at = cache + slot.to(tl.int64) * c_t + row * c_g + column
+    tl.store(at, x, mask=inside & is_kept)

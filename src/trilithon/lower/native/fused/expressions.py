@@ -85,6 +85,10 @@ class Emitter:
             self.leaves.append(node)
         return f"p{self.leaves.index(node)}"
 
+    def address(self, stored: Node) -> str:
+        """Where a value in memory begins."""
+        return self.pointer(stored)
+
     def whole(self, width: int) -> Frame:
         """All of one row of this width."""
         column, size = f"c{width}", max(self.least, padded(width))
@@ -122,7 +126,7 @@ class Emitter:
             raise refuse(stored, f"it stands in memory as {held.dtype} with strides {held.stride()}")
         place = " + ".join(x for x in (f"{frame.row} * {extent(node)[1]}" if frame.row != "0" else "", frame.column) if x)
         mask = f", mask={frame.inside}, other=0" if frame.inside else ""
-        return self.assign(f"tl.load({self.pointer(stored)} + {place}{mask})")
+        return self.assign(f"tl.load({self.address(stored)} + {place}{mask})")
 
     def _compute(self, node: Node, frame: Frame) -> str:
         dtype = node.meta["val"].dtype if isinstance(node.meta.get("val"), Tensor) else None

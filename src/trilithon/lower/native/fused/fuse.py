@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Graph, GraphModule, Node
@@ -43,11 +43,11 @@ def fuse_step(gm: GraphModule, inputs: tuple[Input, ...]) -> GraphModule:
     Raises:
         CannotFuse: a value is none that the kernels can make.
     """
-    return _Fuser(at_one_token(gm, inputs)).run()
+    return Fuser(at_one_token(gm, inputs)).run()
 
 
 @dataclass
-class _Fuser:
+class Fuser:
     """Builds the new graph; `made` are the values that stand in memory, `done` the products that a kernel has."""
 
     gm: GraphModule
@@ -56,9 +56,12 @@ class _Fuser:
     done: set[Node] = field(default_factory=set)
     met: bool = False  # ranks have, since the last kernel
     modules: dict[str, Any] = field(default_factory=dict)
+    late: set[Node] = field(default_factory=set)  # what depends on a product or an attention
+    known: ClassVar[set[Any]] = {*KNOWN, *SPLITS, LINEAR, ATTEND_SPLIT, write_cache, slot_positions}
+    large: ClassVar[set[Any]] = {LINEAR, ATTEND_SPLIT}  # what regions end at
 
     def run(self) -> GraphModule:
-        late = self._late()
+        self.late = self._late()
         for node in self.gm.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 self.made[node] = self.graph.node_copy(node)
@@ -66,33 +69,42 @@ class _Fuser:
                     self.modules[node.target] = getattr(self.gm, node.target)
             elif node.op == "output":
                 self.graph.output(torch.fx.node.map_arg(node.args[0], self.stored))
-            elif node.target in (LINEAR, ATTEND_SPLIT) and node not in self.done:
-                self._before(late)
-                self.products(node) if node.target is LINEAR else self.attend(node)
-            elif node.target is ARGMAX:
-                self.largest(node)
-            elif str(node.target) in (ALL_REDUCE, ALL_GATHER, WAIT):
-                self.meet(node)
-            elif node.target not in KNOWN | SPLITS | {LINEAR, ATTEND_SPLIT, write_cache, slot_positions}:
-                raise refuse(node, f"{getattr(node.target, '__name__', node.target)} has no kernel")
+            elif node.target in self.large and node not in self.done:
+                self._before()
+                self.visit(node)
+            else:
+                self.visit(node)
         made = GraphModule(self.modules, self.graph)
         made.graph.eliminate_dead_code()
         made.recompile()
         return made
 
+    def visit(self, node: Node) -> None:
+        """An operation, of which some are made when they are reached, and others when they are read."""
+        if node.target is LINEAR and node not in self.done:
+            self.products(node)
+        elif node.target is ATTEND_SPLIT:
+            self.attend(node)
+        elif node.target is ARGMAX:
+            self.largest(node)
+        elif str(node.target) in (ALL_REDUCE, ALL_GATHER, WAIT):
+            self.meet(node)
+        elif node.target not in self.known:
+            raise refuse(node, f"{getattr(node.target, '__name__', node.target)} has no kernel")
+
     def _late(self) -> set[Node]:
         """What depends on a product or an attention."""
         late: set[Node] = set()
         for node in self.gm.graph.nodes:
-            if node.target in (LINEAR, ATTEND_SPLIT) or any(n in late for n in node.all_input_nodes):
+            if node.target in self.large or any(n in late for n in node.all_input_nodes):
                 late.add(node)
         return late
 
-    def _before(self, late: set[Node]) -> None:
+    def _before(self) -> None:
         """Once: make what depends on no product, and is read by what does, in one kernel."""
         ends = []
         for node in self.gm.graph.nodes:
-            if node.op != "call_function" or node in late or node.target not in KNOWN or not set(node.users) & late:
+            if node.op != "call_function" or node in self.late or node.target not in KNOWN or not set(node.users) & self.late:
                 continue
             while node.target in VIEWS:
                 node = node.args[0]
@@ -218,11 +230,15 @@ class _Fuser:
         return site
 
     def _call(self, module: torch.nn.Module, reads: tuple[Node, ...], makes: tuple[Node, ...]) -> None:
+        self._add(module, tuple(self.made[n] for n in reads), makes)
+
+    def _add(self, module: torch.nn.Module, reads: tuple[Node, ...], makes: tuple[Node, ...]) -> None:
+        """A call of a kernel with values of the new graph."""
         name = f"kernel_{sum(key.startswith('kernel_') for key in self.modules)}"
         self.modules[name] = module
         setattr(module, AFTER_RANKS, self.met)
         self.met = False
-        call = self.graph.call_module(name, tuple(self.made[n] for n in reads))
+        call = self.graph.call_module(name, reads)
         if isinstance(module, Largest):
             self.made[makes[0]] = call
             return

@@ -48,7 +48,7 @@ def _own_folder() -> Path:
 
 
 @cache
-def _kernel(name: str, source: str) -> Any:
+def kernel_of(name: str, source: str) -> Any:
     """The Triton function of a source; Triton reads it from a file."""
     module_name = f"trilithon_step_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     path = kernel_folder() / f"{module_name}.py"
@@ -108,13 +108,13 @@ class _Generated(nn.Module):
 
     def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
         programs, made, args, options = self.call(*reads)
-        _kernel(self.name, self.source)[(programs,)](*args, **options)
+        kernel_of(self.name, self.source)[(programs,)](*args, **options)
         return tuple(made)
 
     def prepare(self, *reads: Tensor) -> None:
         """Compile what `forward` would launch."""
         programs, _, args, options = self.call(*reads)
-        _kernel(self.name, self.source).warmup(*args, grid=(programs,), **options)
+        kernel_of(self.name, self.source).warmup(*args, grid=(programs,), **options)
 
 
 class Values(_Generated):
@@ -264,7 +264,7 @@ class Attention(_Generated):
         from trilithon.lower.native.fused.attention_kernels import put_together
 
         programs, found, args, options = self.call(*reads)
-        _kernel(self.name, self.source)[(programs,)](*args, **options)
+        kernel_of(self.name, self.source)[(programs,)](*args, **options)
         programs, made, args, options = self._second(found, *reads)
         put_together[(programs,)](*args, **options)
         return tuple(made)

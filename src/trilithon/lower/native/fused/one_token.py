@@ -1,4 +1,4 @@
-"""The step program for one row: a graph in which each size is a number and the shape of every value is known."""
+"""A program for one row: a graph in which each size is a number and the shape of every value is known."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from torch.fx import GraphModule, Interpreter, Node
 from trilithon.lower.inputs import Input
 
 
-def at_one_token(gm: GraphModule, inputs: tuple[Input, ...]) -> GraphModule:
-    """A copy of a step program for one row; it shares the weights, and `meta["val"]` of each node is a fake tensor.
+def at_one_token(gm: GraphModule, inputs: tuple[Input, ...], tokens: int | None = None) -> GraphModule:
+    """A copy of a program for one row; it shares the weights, and `meta["val"]` of each node is a fake tensor.
 
     Args:
-        gm: made by `insert_cache` in mode "step", lowered.
+        gm: made by `insert_cache`, lowered.
         inputs: what it takes; the first axis of each runs over rows.
+        tokens: of the row; None = as many as it takes at most, one of a step.
     """
     made = GraphModule(gm, copy.deepcopy(gm.graph))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         shapes = [tuple(axis.high if i else 1 for i, axis in enumerate(x.axes)) for x in inputs]
+        shapes[0] = shapes[0] if tokens is None else (1, tokens)
         given = [torch.empty(shape, dtype=x.dtype) for shape, x in zip(shapes, inputs, strict=True)]
         _Record(made, mode).run(*given)
     for node in list(made.graph.nodes):

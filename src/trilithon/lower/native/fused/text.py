@@ -72,7 +72,7 @@ def text_of_products(x: Node, segments: Sequence[Segment], is_stored: Callable[[
         _products(emitter, x, segment, begin)
         if number == 0:
             own = {n for group in segments for n in group.linears}
-            sides = _needed_by_others(emitter, emitter.whole(extent(x)[1]), own)
+            sides = needed_by_others(emitter, emitter.whole(extent(x)[1]), own)
             for i, node in enumerate(sides):
                 frame = emitter.whole(extent(x)[1])
                 inside = f"(pid == 0) & ({frame.column_inside or f'{frame.column} >= 0'})"
@@ -85,14 +85,14 @@ def text_of_products(x: Node, segments: Sequence[Segment], is_stored: Callable[[
         if len(segments) > 1:
             word = "if" if number == 0 else "elif"
             lines.append(f"{word} pid < {end}:" if number + 1 < len(segments) else "else:")
-        lines += [f"    {line}" if len(segments) > 1 else line for line in _arranged(emitter)]
+        lines += [f"    {line}" if len(segments) > 1 else line for line in arranged(emitter)]
         begin = end
     makes = (*(s.end for s in segments), *sides)
     name = "_".join(("products", str(extent(x)[1]), *(str(s.width) for s in segments)))
-    return _text(name, leaves, makes, lines, "PDL: tl.constexpr, ROWS: tl.constexpr")
+    return kernel_text(name, leaves, makes, lines, "PDL: tl.constexpr, ROWS: tl.constexpr")
 
 
-def _arranged(emitter: Emitter) -> list[str]:
+def arranged(emitter: Emitter) -> list[str]:
     """Statements with the wait for other kernels among them: as few as can be stand behind it, and of these loads are first.
 
     What is loaded before it comes while other kernels end: matrices, and weights of norms and biases, which nobody has read
@@ -143,7 +143,7 @@ def _products(emitter: Emitter, x: Node, segment: Segment, begin: str) -> None:
         emitter.made[linear, _of_columns(segment.width)] = emitter.assign(f"({made}).to({dtype})")
 
 
-def _needed_by_others(emitter: Emitter, frame: Frame, own: set[Node]) -> list[Node]:
+def needed_by_others(emitter: Emitter, frame: Frame, own: set[Node]) -> list[Node]:
     """Values along the whole vector that are read elsewhere; views of them are not stored beside them."""
     closure = {node for node, _ in emitter.made if not emitter.is_stored(node)} | own
     return [
@@ -176,7 +176,7 @@ def text_of_values(nodes: Sequence[Node], is_stored: Callable[[Node], bool]) -> 
         made = emitter.value(node, frame)
         emitter.lines.append(f"tl.store(o{number} + {place}, {made}{f', mask={frame.inside}' if frame.inside else ''})")
         lines += [f"if pid == {number}:", *(f"    {line}" for line in emitter.lines)]
-    return _text("values", leaves, nodes, lines, "PDL: tl.constexpr")
+    return kernel_text("values", leaves, nodes, lines, "PDL: tl.constexpr")
 
 
 @dataclass(frozen=True)
@@ -246,10 +246,10 @@ def text_of_attention(site: Site, result: Node, is_stored: Callable[[Node], bool
 
     lines = ["pid = tl.program_id(0)", f"group, part = pid % {g}, pid // {g}", "let_next_start(PDL)", *head.lines]
     lines.append(f"begin, stop, active = attention.own_part({start}, part, t, splits, {mask}, BLOCK_N=BLOCK_N)")
-    lines += ["if part < splits:", "    if part < active:", *(f"        {line}" for line in _arranged(of_part))]
-    lines += ["else:", *(f"    {line}" for line in _arranged(of_token))]
+    lines += ["if part < splits:", "    if part < active:", *(f"        {line}" for line in arranged(of_part))]
+    lines += ["else:", *(f"    {line}" for line in arranged(of_token))]
     more = f"k_cache, v_cache, sums, marks, {strides}, t, splits, PDL: tl.constexpr, BLOCK_N: tl.constexpr"
-    return replace(_text(f"attention_{n}_{d}", leaves, (), lines, more), makes=(result,))
+    return replace(kernel_text(f"attention_{n}_{d}", leaves, (), lines, more), makes=(result,))
 
 
 def _queries(site: Site, emitter: Emitter) -> list[tuple[str, str, str]]:
@@ -280,7 +280,7 @@ def _of_head(row: str, emitter: Emitter, width: int, inside: str = "") -> Frame:
     return Frame(row, column.column, inside, column.column_inside)
 
 
-def _text(name: str, leaves: Sequence[Node], makes: Sequence[Node], lines: Sequence[str], more: str) -> Text:
+def kernel_text(name: str, leaves: Sequence[Node], makes: Sequence[Node], lines: Sequence[str], more: str) -> Text:
     names = ", ".join([f"p{i}" for i in range(len(leaves))] + [f"o{i}" for i in range(len(makes))] + [more])
     body = "".join(f"    {line}\n" for line in lines)
     return Text(name, HEADER.format(name=name, parameters=names) + body, tuple(leaves), tuple(makes))
