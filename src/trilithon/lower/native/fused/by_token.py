@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
 from trilithon.lower.native.fused.expressions import Emitter, Frame
-from trilithon.lower.native.fused.launch import dependent_launch, kernel_of
+from trilithon.lower.native.fused.launch import kernel_of
 from trilithon.lower.native.fused.operations import extent, numel, padded, refuse
 from trilithon.lower.native.fused.text import MOST_VALUES, Text, arranged, kernel_text, needed_by_others
 from trilithon.rewrite.cache_ops import real_positions, token_positions
 
-A_WARP = 256  # numbers that a warp makes
+A_WARP = 512  # numbers that a warp makes
 MOST_WARPS = 8
 Sizes = tuple[int, ...]
 
@@ -97,7 +96,7 @@ def text_of_tokens(pieces: Sequence[Piece], emits: Emits, *, with_others: bool =
     leaves: list[Node] = []
     makes: list[Node] = []
     caches = 0
-    lines = ["token = tl.program_id(0).to(tl.int64)", "let_next_start(PDL)"]
+    lines = ["token = tl.program_id(0).to(tl.int64)"]
     for number, piece in enumerate(pieces):
         emitter = emits.emitter(leaves)
         frame, made = _made(emitter, piece.node)
@@ -167,13 +166,9 @@ class ByToken(nn.Module):
         leaves, caches = reads[: len(reads) - self.caches], reads[len(reads) - self.caches :]
         made = [tokens.new_empty((s, *_without(shape, axis)), dtype=dtype) for shape, axis, dtype in self.results]
         kept = [x for c in caches for x in (c, c.stride(1), c.stride(2), c.shape[2])]
-        options = {"num_warps": self.warps, **_with_pdl(tokens.device)}
+        options = {"num_warps": self.warps, "PDL": False}  # an early start gains nothing beside PyTorch's products
         kernel_of(self.name, self.source)[(s, self.pieces)](*(x.contiguous() for x in leaves), *made, *kept, **options)
         return tuple(x.movedim(0, axis) for x, (_, axis, _) in zip(made, self.results, strict=True))
-
-
-def _with_pdl(device: torch.device) -> dict[str, Any]:
-    return dependent_launch(device)
 
 
 def _without(shape: Sizes, axis: int) -> Iterator[int]:

@@ -1,0 +1,59 @@
+"""Prompts of one row on a GPU by generated kernels, and the product of gate and up with its activation."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+import trilithon
+from trilithon import Options
+from trilithon.lower.native import gated
+from trilithon.lower.native.prompt import Prompt
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+SIZES = [(896, 4864), (1024, 3072), (2048, 8192), (136, 264)]
+
+
+def off(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gated_products_are_as_exact_as_pytorchs(dtype: torch.dtype, act: str, caplog: pytest.LogCaptureFixture) -> None:
+    for seed, (k, n) in enumerate(SIZES):
+        for tokens in (512, 777, 2048):
+            generator = torch.Generator("cuda").manual_seed(seed)
+            x = torch.randn(1, tokens, k, generator=generator, device="cuda").to(dtype)
+            weight = (torch.randn(2 * n, k, generator=generator, device="cuda") / k**0.5).to(dtype)
+            exact = gated._plain(x.double(), weight.double(), act)
+            plain, found = gated._plain(x, weight, act), gated.gated_by_kernel(x, weight, act)
+            assert off(found, exact) <= 2 * off(plain, exact)
+            assert torch.equal(found, gated.gated_by_kernel(x, weight, act))
+    if torch.cuda.get_device_capability()[0] == 9:
+        assert torch.equal(found, gated.gated_product(x, weight, act)), "the op does not use the kernel"
+    assert not caplog.records
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("preset", ["llama-3.2-1b", "qwen3-0.6b", "qwen2.5-0.5b"])
+def test_logits_are_as_exact_as_aten(preset: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of prompts of many lengths, with padding behind them where they are brought to a size that a graph is kept for."""
+    exact = trilithon.load_model(preset, device="cuda", layers=3, dtype=torch.float32)
+    model = trilithon.load_model(preset, device="cuda", layers=3, dtype=torch.float16)
+    model.load_state_dict(exact.state_dict())
+    exact.double()
+    llm = trilithon.compile(model, max_tokens=1100, options=Options(verify=False))
+    prompt = llm.decoder.modules.prefill
+    assert isinstance(prompt, Prompt) and prompt.one_row is not None, llm.report.notes
+    for length in (1, 2, 17, 63, 64, 500, 513, 1000):
+        ids = torch.randint(3, 1000, (1, length), device="cuda", generator=torch.Generator("cuda").manual_seed(length))
+        with torch.no_grad():
+            want, eager = exact(ids).logits[:, -1], model(ids).logits[:, -1]
+        for _ in range(3):  # as it is, captured, replayed
+            found = llm.decoder.prefill(ids, torch.zeros(1, dtype=torch.int64, device="cuda"))
+            assert off(found.view_as(want), want) <= 2 * off(eager, want) + 1e-4, length
+    assert not [r for r in caplog.records if r.name.startswith("trilithon") and r.levelno >= logging.WARNING]
