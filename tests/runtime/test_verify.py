@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,12 +110,12 @@ def test_prompts_that_go_wrong_when_replayed_show(decoder: CachedDecoder, model:
     """The first two of a size run and are captured; what is read then and freed shows later."""
     runs = []
 
-    def prompts(*arguments: torch.Tensor) -> torch.Tensor:
-        runs.append(arguments[0].shape)
-        logits = decoder.modules.prefill(*arguments)
+    def run(tokens: torch.Tensor, start: torch.Tensor, counts: torch.Tensor, held: Iterable[torch.Tensor]) -> torch.Tensor:
+        runs.append(tokens.shape)
+        logits = decoder.modules.prefill(tokens, start, counts, *held)
         return logits if len(runs) < 3 else logits * 1.5
 
-    decoder.prompts = prompts  # type: ignore[assignment]
+    decoder.prompts = SimpleNamespace(run=run)  # type: ignore[assignment]
     try:
         with pytest.raises(VerificationFailed, match="prefill of 6 tokens and decode disagrees"):
             verify_decoder(decoder, original(model))

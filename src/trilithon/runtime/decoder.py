@@ -15,7 +15,7 @@ from trilithon.runtime.agree import agreed
 from trilithon.runtime.canary import Canary
 from trilithon.runtime.context import HeldContext, Snapshot
 from trilithon.runtime.prompt import PromptGraphs, bucket
-from trilithon.runtime.step import AT_ONCE, Decode, Step, make_step
+from trilithon.runtime.step import AT_ONCE, Decode, Step, Views, make_step
 from trilithon.runtime.written import Written
 
 if TYPE_CHECKING:  # it brings all that lowers, TensorRT's converters too
@@ -137,14 +137,14 @@ class CachedDecoder:
         width = s - min(pads)
         self._make_room(width, already=0)
         step = self._step(b)
-        tokens, run = input_ids, self.modules.prefill if self.prompts is None else self.prompts
+        tokens, held = input_ids, self._rows(b)
         padded = width if self.prompts is None else bucket(width, self.cache_tokens)
         if padded != s or max(pads):
             index = torch.arange(padded, device=self.device) + pad[:, None]
             tokens = input_ids.gather(1, index.clamp_max(s - 1))  # padding comes to the right, where no token sees it
-        step.start.zero_()
         counts = s - pad
-        logits = run(tokens, step.start, counts, *self._rows(b))
+        given = tokens, step.start.zero_(), counts
+        logits = self.modules.prefill(*given, *held) if self.prompts is None else self.prompts.run(*given, held)
         step.start.copy_(counts)
         self._used, self._batch, self._written = width, b, Written()
         self.best = self._agreed(logits[:, -1].argmax(-1))
@@ -291,8 +291,8 @@ class CachedDecoder:
             doubled = 1 << (already + tokens - 1).bit_length()
             self._allocate(min(doubled, self.cache_tokens))
 
-    def _rows(self, b: int) -> list[Tensor]:
-        return [*self.context.tensors, *(cache[:b] for cache in self.caches)]
+    def _rows(self, b: int) -> Views:
+        return Views(lambda: [*self.context.tensors, *(cache[:b] for cache in self.caches)])
 
     def _step(self, b: int) -> Step:
         if b not in self._steps:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,12 +60,17 @@ class PromptGraphs:
     _refused: bool = field(init=False, default=False)
 
     def __call__(self, tokens: Tensor, start: Tensor, counts: Tensor, *caches: Tensor) -> Tensor:
+        """See `run`."""
+        return self.run(tokens, start, counts, caches)
+
+    def run(self, tokens: Tensor, start: Tensor, counts: Tensor, caches: Iterable[Tensor]) -> Tensor:
         """Logits `[b 1 v]`.
 
         Args:
             tokens: `[b s]`, s as `bucket` gives it.
             start: `[b]`, zeros.
             counts: `[b]`, tokens of each row without its padding.
+            caches: not looked at where a graph is replayed.
         """
         size = tuple(tokens.shape)
         recorded = self._graphs.pop(size, None)
@@ -88,7 +93,7 @@ class PromptGraphs:
             del self._graphs[oldest]
             self._seen.discard(oldest)  # it must come twice again
 
-    def _record(self, tokens: Tensor, start: Tensor, counts: Tensor, caches: tuple[Tensor, ...]) -> _Recorded | None:
+    def _record(self, tokens: Tensor, start: Tensor, counts: Tensor, caches: Iterable[Tensor]) -> _Recorded | None:
         with torch.inference_mode(False):  # they outlive the mode that the caller is in
             own = tuple(x.clone() for x in (tokens, start, counts))
         pool = next((kept.graph.pool() for kept in self._graphs.values()), None)

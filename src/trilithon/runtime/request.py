@@ -145,8 +145,8 @@ def make_request(cache_tokens: int, device: torch.device, input_ids: Tensor, **a
     if lookup is not None and len(input_ids) * copies > 1:
         refuse_ragged(len(input_ids) * copies, stops, bool(processors), bool(eos))
     return Request(
-        input_ids=ids.repeat_interleave(copies, 0),
-        pad=pad.repeat_interleave(copies, 0),
+        input_ids=ids.repeat_interleave(copies, 0) if copies > 1 else ids.clone(),  # the caller may write to his own
+        pad=pad.repeat_interleave(copies, 0) if copies > 1 else pad,
         new_tokens=new,
         min_new_tokens=_count_min_new_tokens(a.min_new_tokens, new),
         eos=torch.tensor(eos, device=device) if eos else None,

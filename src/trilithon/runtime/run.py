@@ -89,20 +89,22 @@ class TokenRun:
     """
 
     def __init__(self, request: Request, by_the_token: bool = True) -> None:
-        rows, tokens = request.input_ids.shape
-        device = request.input_ids.device
-        self.request, self.cached, self._columns, self._by_the_token = request, 0, tokens, by_the_token
-        new = torch.zeros(rows, request.new_tokens, dtype=torch.int64, device=device)
-        self._ids = torch.cat([request.input_ids, new], 1)
-        self._unfinished = torch.ones(rows, dtype=torch.bool, device=device)
+        self.request, self.cached, self._columns, self._by_the_token = request, 0, request.input_ids.shape[1], by_the_token
         self._scores: list[Tensor] = []
         self._logits: list[Tensor] = []
+
+    def _begin(self) -> None:
+        """Behind the start of the prompt, for which the device would wait else."""
+        ids = self.request.input_ids
+        self._ids = torch.cat([ids, ids.new_zeros(len(ids), self.request.new_tokens)], 1)
+        self._unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
 
     @torch.no_grad()
     def steps(self, decoder: Decoder) -> Iterator[Tensor]:
         """See `Run`."""
         request = self.request
         logits, best = take_prompts(decoder, request)
+        self._begin()
         self.cached = self._columns
         chooser = Chooser(request, logits.shape[-1], group_of_ranks(decoder))
         tokens = self._take(logits, best, chooser)[:, None]

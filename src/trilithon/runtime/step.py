@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +14,16 @@ from trilithon.lower.cuda_graph import captured
 
 Decode = Callable[..., tuple[Tensor, Tensor]]
 AT_ONCE = 8  # greedy steps of one graph; runs before its capture write so far ahead, which a ring's spare slots allow
+
+
+@dataclass(frozen=True)
+class Views:
+    """Tensors that are made when somebody reads them: dozens of views take the host longer than a replay."""
+
+    make: Callable[[], Iterable[Tensor]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.make())
 
 
 @dataclass
@@ -34,28 +44,28 @@ class Step:
     starts: Tensor
     recorded: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
-    def run(self, decode: Decode, held: Sequence[Tensor], as_graph: bool) -> tuple[Tensor, Tensor]:
+    def run(self, decode: Decode, held: Iterable[Tensor], as_graph: bool) -> tuple[Tensor, Tensor]:
         """Logits `[b 1 v]` and the best tokens `[b]`.
 
         Args:
-            held: context and caches, at the addresses that they had when the graph was recorded.
+            held: context and caches, at the addresses that they had when the graph was recorded; not read by a replay.
         """
         run = partial(self._one, decode, held)
         made: tuple[Tensor, Tensor] = self._replayed(1, run) if as_graph else run()
         return made
 
-    def follow(self, decode: Decode, held: Sequence[Tensor], as_graph: bool) -> Tensor:
+    def follow(self, decode: Decode, held: Iterable[Tensor], as_graph: bool) -> Tensor:
         """The best tokens `[b AT_ONCE]` of as many steps, of which each takes in that of the one before."""
         run = partial(self._chain, decode, held)
         made: Tensor = self._replayed(AT_ONCE, run) if as_graph else run()
         return made
 
-    def _one(self, decode: Decode, held: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _one(self, decode: Decode, held: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         logits, best = decode(self.tokens, self.start, self.counts, *held)
         self.start.add_(1)
         return logits, best
 
-    def _chain(self, decode: Decode, held: Sequence[Tensor]) -> Tensor:
+    def _chain(self, decode: Decode, held: Iterable[Tensor]) -> Tensor:
         """Between steps no kernel but theirs: all starts are made first."""
         torch.add(self.start, torch.arange(AT_ONCE, device=self.start.device)[:, None], out=self.starts)
         tokens, made = self.tokens, []

@@ -1,0 +1,239 @@
+"""Prompts of generated kernels, in Triton's interpreter: what they give is what the program gives; what mixes tokens is refused."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from lower.test_fused import interpreted
+from lower.test_prompt_parts import given, prompt_of
+from trilithon.errors import VerificationFailed
+from trilithon.lower.inputs import Input
+from trilithon.lower.native import gated
+from trilithon.lower.native.fused.by_token import ByToken
+from trilithon.lower.native.fused.fuse_prompt import fuse_prompt
+from trilithon.lower.native.fused.operations import CannotFuse
+from trilithon.lower.native.gated import GATED, gate_products
+from trilithon.lower.native.one_product import one_product
+from trilithon.lower.native.prompt import _compare, make_prompt
+from trilithon.lower.native.writes import separate_writes
+
+aten = torch.ops.aten
+prompt_module = importlib.import_module("trilithon.lower.native.prompt")
+
+
+def lowered(name: str, layers: int = 3) -> tuple[GraphModule, tuple[Input, ...]]:
+    gm, inputs = prompt_of(name, layers)
+    one_product(gm)
+    separate_writes(gm, inputs)
+    return gate_products(gm), inputs
+
+
+def by_token(gm: GraphModule) -> list[ByToken]:
+    return [m for m in gm.children() if isinstance(m, ByToken)]
+
+
+def behind(gm: GraphModule, target: object, make: Callable[[Node], Node], which: int = 0) -> None:
+    """Put what `make` makes of a node in its place."""
+    node = gm.graph.find_nodes(op="call_function", target=target)[which]
+    with gm.graph.inserting_after(node):
+        new = make(node)
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("qwen3", 6),  # before all products; of each layer heads and, but in the last, one for both norms
+        ("llama", 6),
+        ("qwen2", 6),  # values with a bias are written to the cache as they stand in the product
+        ("olmo2", 6),  # norms behind products
+        ("phi3", 8),  # of the last layer gate and up of all tokens
+        ("gpt-neox", 8),  # layer norms, no gate, values that lie between queries and keys
+        ("phi", 6),  # attention and MLP read one vector
+        ("stablelm", 6),
+    ],
+)
+@torch.no_grad()
+def test_generated_kernels_give_what_the_prompt_gives(name: str, kernels: int) -> None:
+    """Of few tokens and of one, with padding behind them, and of more tokens than are written."""
+    gm, inputs = lowered(name)
+    fused = fuse_prompt(gm, inputs)
+    assert abs(len(by_token(fused)) - kernels) <= 2, len(by_token(fused))
+    for length, count in ((9, 9), (13, 6), (1, 1)):
+        whole, own = (given(inputs, [length]) for _ in range(2))
+        whole[2], own[2] = torch.tensor([count]), torch.tensor([count])
+        torch.testing.assert_close(fused(*own), gm(*whole), rtol=1e-5, atol=1e-5)
+        for expected, written in zip(whole[3:], own[3:], strict=True):
+            torch.testing.assert_close(written, expected, rtol=1e-5, atol=1e-5)
+            assert not written[:, :, count:].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda g: lambda n: g.call_function(aten.flip.default, (n, [1])), "flip"),
+        (lambda g: lambda n: g.call_function(aten.cumsum.default, (n, 1)), "cumsum"),
+        (lambda g: lambda n: g.call_function(aten.roll.default, (n, [1], [1])), "roll"),
+        (lambda g: lambda n: g.call_function(aten.mean.dim, (n, [1], True)), "not made token by token|another axis"),
+        (lambda g: lambda n: g.call_function(aten.slice.Tensor, (n, 1, 0, 1)), "not made token by token"),
+        (lambda g: lambda n: g.call_function(aten.add.Tensor, (n, _first(g, n))), "not made token by token"),
+        (lambda g: lambda n: _turned(g, n), "mixes tokens|not made token by token"),
+    ],
+    ids=["flip", "cumsum", "shift", "mean", "first", "beside the first", "turned"],
+)
+def test_what_mixes_tokens_is_refused(change: Callable[..., Callable[[Node], Node]], why: str) -> None:
+    """Near misses: for one token each does what it does to that token."""
+    gm, inputs = prompt_of("llama", 2)
+    separate_writes(gm, inputs)
+    fuse_prompt(gm, inputs)
+    behind(gm, aten.silu.default, change(gm.graph))
+    with pytest.raises(CannotFuse, match=why):
+        fuse_prompt(gm, inputs)
+
+
+def _first(graph: torch.fx.Graph, node: Node) -> Node:
+    return graph.call_function(aten.select.int, (node, 1, 0))
+
+
+def _turned(graph: torch.fx.Graph, node: Node) -> Node:
+    """As many numbers, in the same shape: those of the first column of all tokens, then of the next."""
+    shape = graph.call_function(aten.sym_size.int, (node, 1))
+    turned = graph.call_function(aten.transpose.int, (node, 1, 2))
+    return graph.call_function(aten.reshape.default, (turned, [-1, shape, 64]))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("mistral", "index_axis has no kernel"), ("falcon", "no kernel"), ("gpt2", "addmm.* has no kernel")]
+)
+def test_what_has_no_kernel_is_named(name: str, why: str) -> None:
+    gm, inputs = lowered(name, 2)
+    with pytest.raises(CannotFuse, match=why) as refusal:
+        fuse_prompt(gm, inputs)
+    assert refusal.value.where is not None and refusal.value.where.node
+    prompt = make_prompt(gm, inputs)
+    assert prompt.one_row is None and "no generated kernels: " in prompt.note
+
+
+def test_a_write_of_what_no_attention_reads_is_refused() -> None:
+    gm, inputs = lowered("llama", 2)
+    site = gm.graph.find_nodes(op="call_function", target=prompt_module.write_tokens)[0]
+    site.args = (site.args[0], site.args[1].args[0], *site.args[2:])  # type: ignore[union-attr]
+    with pytest.raises(CannotFuse, match="no attention reads what it writes|no value of each token|not made"):
+        fuse_prompt(gm, inputs)
+
+
+@interpreted
+@torch.no_grad()
+def test_one_row_takes_generated_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_module, "TRIED_TOKENS", 9)
+    gm, inputs = lowered("qwen3", 2)
+    prompt = make_prompt(gm, inputs)
+    assert prompt.one_row is not None
+    kernels = len(prompt.one_row.graph.find_nodes(op="call_module"))
+    assert prompt.note.startswith(f"prefill: {kernels} generated kernels beside products and attention for one row; for more")
+    seen = list[int]()
+    prompt.compiled = lambda tokens, *rest: seen.append(len(tokens)) or gm(tokens, *rest)
+    for counts in ([7], [5, 3]):
+        torch.testing.assert_close(prompt(*given(inputs, counts)), gm(*given(inputs, counts)))
+    assert seen == [2]
+
+
+@interpreted
+@pytest.mark.parametrize("wrong", ["token + 1", "token * 0"])
+def test_a_wrong_kernel_is_not_used(wrong: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Near misses: a position one too far, and all tokens written as the first."""
+    monkeypatch.setattr(prompt_module, "TRIED_TOKENS", 9)
+    gm, inputs = lowered("llama", 2)
+    fused = fuse_prompt(gm, inputs)
+    _compare(gm, fused, inputs)
+    old = " + token\n" if wrong == "token + 1" else "tl.program_id(0).to(tl.int64)"
+    new = " + token + 1\n" if wrong == "token + 1" else "tl.program_id(0).to(tl.int64) * 0"
+    kernel = next(k for k in by_token(fused) if old in k.source)
+    kernel.source = kernel.source.replace(old, new)
+    with pytest.raises(VerificationFailed, match="disagree"):
+        _compare(gm, fused, inputs)
+    monkeypatch.setattr(prompt_module, "fuse_prompt", lambda gm, inputs: fused)
+    prompt = make_prompt(gm, inputs)
+    assert prompt.one_row is None and "disagree" in prompt.note
+    assert ["generated kernels of prompts cannot be used here" in r.getMessage() for r in caplog.records] == [True]
+
+
+# -------------------------------------------------------------- gate and up
+
+
+def meeting(change: str = "") -> GraphModule:
+    """`silu(%all[.., :4]) * %all[.., 4:]` of a product with 8 rows, or something near it."""
+    graph, root = Graph(), torch.nn.Module()
+    root.weight, root.bias = torch.nn.Parameter(torch.randn(8, 6)), torch.nn.Parameter(torch.randn(8))
+    x = graph.placeholder("x")
+    given = [graph.get_attr(name) for name in ("weight", "bias")[: 1 + (change == "bias")]]
+    product = graph.call_function(aten.linear.default, (x, *given))
+    begin = 3 if change == "overlap" else 4
+    first, second = (graph.call_function(aten.slice.Tensor, (product, 2, a, a + 4)) for a in (0, begin))
+    gate, up = (second, first) if change == "turned" else (first, second)
+    act = {"tanh": aten.tanh.default, "gelu": aten.gelu.default}.get(change, aten.silu.default)
+    made = graph.call_function(act, (gate,))
+    found = graph.call_function(aten.mul.Tensor, (up, made) if change == "swapped" else (made, up))
+    if change in ("read", "gate read"):
+        found = graph.call_function(aten.add.Tensor, (found, first if change == "read" else made))
+    graph.output(found)
+    gm = GraphModule(root, graph)
+    FakeTensorProp(gm).propagate(torch.randn(2, 1 if change == "one token" else 5, 6))
+    return gm
+
+
+@pytest.mark.parametrize("change", ["", "swapped", "gelu"])
+def test_gate_and_up_become_one_product(change: str) -> None:
+    gm, x = meeting(change), torch.randn(2, 5, 6)
+    want = gm(x)
+    gate_products(gm)
+    assert [n.target for n in gm.graph.find_nodes(op="call_function")] == [GATED]
+    torch.testing.assert_close(gm(x), want)
+
+
+@pytest.mark.parametrize("change", ["bias", "overlap", "turned", "tanh", "read", "gate read", "one token"])
+def test_what_only_looks_like_gate_and_up_stays(change: str) -> None:
+    gm, x = meeting(change), torch.randn(2, 5, 6)
+    want = gm(x)
+    gate_products(gm)
+    assert not gm.graph.find_nodes(op="call_function", target=GATED)
+    assert torch.equal(gm(x), want)
+
+
+@interpreted
+@pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh"])
+def test_the_kernel_of_gated_products(act: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In several tiles, of which those at the ends are not full; bfloat16, which the interpreter cannot load so, is tested on GPUs."""
+    for name, value in (("BLOCK_M", 16), ("BLOCK_N", 16), ("BLOCK_K", 16), ("GROUP", 2)):
+        monkeypatch.setattr(gated, name, value)
+    generator = torch.Generator().manual_seed(0)
+    for rows, k, n in ((40, 40, 24), (3, 16, 16), (97, 24, 72)):
+        x = torch.randn(1, rows, k, generator=generator).half()
+        weight = (torch.randn(2 * n, k, generator=generator) / k**0.5).half()
+        exact = gated._plain(x.double(), weight.double(), act)
+        plain, found = gated._plain(x, weight, act), gated.gated_by_kernel(x, weight, act)
+        errors = [float((y.double() - exact).norm() / exact.norm()) for y in (plain, found)]
+        assert errors[1] <= 2 * errors[0], (rows, k, n, errors)
+
+
+@interpreted
+def test_a_kernel_that_goes_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    device = torch.device("cpu")
+    monkeypatch.setattr(gated, "TRIED", (20, 16, 16))
+    gated._works.cache_clear()
+    assert gated._works(device, torch.float16, "silu") and not caplog.records
+    right = gated.gated_by_kernel
+    monkeypatch.setattr(gated, "gated_by_kernel", lambda x, weight, act: right(x, weight.roll(1, 0), act))
+    assert not gated._works(device, torch.float16, "gelu")
+    monkeypatch.setattr(gated, "gated_by_kernel", lambda x, weight, act: 1 / 0)
+    assert not gated._works(device, torch.float16, "gelu_tanh")
+    told = [r.getMessage().rpartition(": ")[2] for r in caplog.records]
+    assert told[0].startswith("it is off by") and told[1] == "division by zero"
+    gated._works.cache_clear()
