@@ -1,14 +1,14 @@
-"""Prompts of generated kernels, in Triton's interpreter: what they give is what the program gives; what mixes tokens is refused."""
+"""Prompts of generated kernels, in Triton's interpreter: they give what the program gives; what mixes tokens is refused."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch.fx import Graph, GraphModule, Node
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from lower.test_fused import interpreted
 from lower.test_prompt_parts import given, prompt_of
@@ -41,23 +41,27 @@ def by_token(gm: GraphModule) -> list[ByToken]:
 def behind(gm: GraphModule, target: object, make: Callable[[Node], Node], which: int = 0) -> None:
     """Put what `make` makes of a node in its place."""
     node = gm.graph.find_nodes(op="call_function", target=target)[which]
-    with gm.graph.inserting_after(node):
+    users = set(node.users)
+    with gm.graph.inserting_before(node.next):
         new = make(node)
-    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    node.replace_all_uses_with(new, delete_user_cb=users.__contains__)
 
 
 @interpreted
 @pytest.mark.parametrize(
     ("name", "kernels"),
     [
-        ("qwen3", 6),  # before all products; of each layer heads and, but in the last, one for both norms
-        ("llama", 6),
-        ("qwen2", 6),  # values with a bias are written to the cache as they stand in the product
-        ("olmo2", 6),  # norms behind products
-        ("phi3", 8),  # of the last layer gate and up of all tokens
-        ("gpt-neox", 8),  # layer norms, no gate, values that lie between queries and keys
-        ("phi", 6),  # attention and MLP read one vector
-        ("stablelm", 6),
+        (
+            "qwen3",
+            8,
+        ),  # one before all products; of each layer one for heads; three and two for norms of the others, the last one's sums
+        ("llama", 8),
+        ("qwen2", 8),  # values with a bias are written to the cache as they stand in the product
+        ("olmo2", 8),  # norms behind products
+        ("phi3", 11),  # of the last layer gate and up of all tokens
+        ("gpt-neox", 9),  # layer norms, no gate, values that lie between queries and keys
+        ("phi", 8),  # attention and MLP read one vector
+        ("stablelm", 8),
     ],
 )
 @torch.no_grad()
@@ -65,7 +69,7 @@ def test_generated_kernels_give_what_the_prompt_gives(name: str, kernels: int) -
     """Of few tokens and of one, with padding behind them, and of more tokens than are written."""
     gm, inputs = lowered(name)
     fused = fuse_prompt(gm, inputs)
-    assert abs(len(by_token(fused)) - kernels) <= 2, len(by_token(fused))
+    assert len(by_token(fused)) == kernels
     for length, count in ((9, 9), (13, 6), (1, 1)):
         whole, own = (given(inputs, [length]) for _ in range(2))
         whole[2], own[2] = torch.tensor([count]), torch.tensor([count])
@@ -125,7 +129,7 @@ def test_a_write_of_what_no_attention_reads_is_refused() -> None:
     gm, inputs = lowered("llama", 2)
     site = gm.graph.find_nodes(op="call_function", target=prompt_module.write_tokens)[0]
     site.args = (site.args[0], site.args[1].args[0], *site.args[2:])  # type: ignore[union-attr]
-    with pytest.raises(CannotFuse, match="no attention reads what it writes|no value of each token|not made"):
+    with pytest.raises(CannotFuse, match=r"no attention reads what it writes|no value of each token|not made"):
         fuse_prompt(gm, inputs)
 
 
@@ -168,6 +172,14 @@ def test_a_wrong_kernel_is_not_used(wrong: str, monkeypatch: pytest.MonkeyPatch,
 # -------------------------------------------------------------- gate and up
 
 
+class Noted(Interpreter):
+    """Notes each value in its node."""
+
+    def run_node(self, n: Node) -> Any:
+        n.meta["val"] = super().run_node(n)
+        return n.meta["val"]
+
+
 def meeting(change: str = "") -> GraphModule:
     """`silu(%all[.., :4]) * %all[.., 4:]` of a product with 8 rows, or something near it."""
     graph, root = Graph(), torch.nn.Module()
@@ -185,7 +197,7 @@ def meeting(change: str = "") -> GraphModule:
         found = graph.call_function(aten.add.Tensor, (found, first if change == "read" else made))
     graph.output(found)
     gm = GraphModule(root, graph)
-    FakeTensorProp(gm).propagate(torch.randn(2, 1 if change == "one token" else 5, 6))
+    Noted(gm).run(torch.randn(2, 1 if change == "one token" else 5, 6))
     return gm
 
 
@@ -194,7 +206,7 @@ def test_gate_and_up_become_one_product(change: str) -> None:
     gm, x = meeting(change), torch.randn(2, 5, 6)
     want = gm(x)
     gate_products(gm)
-    assert [n.target for n in gm.graph.find_nodes(op="call_function")] == [GATED]
+    assert [n.target for n in gm.graph.nodes if n.op == "call_function"] == [GATED]
     torch.testing.assert_close(gm(x), want)
 
 
@@ -210,7 +222,7 @@ def test_what_only_looks_like_gate_and_up_stays(change: str) -> None:
 @interpreted
 @pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh"])
 def test_the_kernel_of_gated_products(act: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In several tiles, of which those at the ends are not full; bfloat16, which the interpreter cannot load so, is tested on GPUs."""
+    """In several tiles, of which those at the ends are not full. The interpreter cannot load bfloat16 so: see `tests/gpu`."""
     for name, value in (("BLOCK_M", 16), ("BLOCK_N", 16), ("BLOCK_K", 16), ("GROUP", 2)):
         monkeypatch.setattr(gated, name, value)
     generator = torch.Generator().manual_seed(0)
