@@ -155,7 +155,6 @@ def write_slot(x, row, column, inside, token, start, count, cache, c_g, c_t, t):
         start, count: tokens in the cache before, and real ones of the prompt.
         cache: `[g t d]`.
     """
-    slot = ((start % t).to(tl.int32) + (token % t).to(tl.int32)) % t
+    slot = (start % t + token % t) % t
     is_kept = (token < count) & (token >= count - t)
-    at = cache + slot.to(tl.int64) * c_t + row * c_g + column
-    tl.store(at, x, mask=inside & is_kept)
+    tl.store(cache + slot * c_t + (slot * 0 + row) * c_g + column, x, mask=inside & is_kept)  # slots, so places, have 64 bits
