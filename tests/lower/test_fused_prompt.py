@@ -121,6 +121,14 @@ def test_what_has_no_kernel_is_named(name: str, why: str) -> None:
     assert prompt.one_row is None and "no generated kernels: " in prompt.note
 
 
+def test_a_second_write_of_a_value_is_refused() -> None:
+    gm, inputs = lowered("llama", 1)
+    first, second = gm.graph.find_nodes(op="call_function", target=prompt_module.write_tokens)
+    second.args = (second.args[0], *first.args[1:])
+    with pytest.raises(CannotFuse, match="not the one write of a value"):
+        fuse_prompt(gm, inputs)
+
+
 def test_a_write_of_what_no_attention_reads_is_refused() -> None:
     gm, inputs = lowered("llama", 2)
     site = gm.graph.find_nodes(op="call_function", target=prompt_module.write_tokens)[0]

@@ -85,7 +85,13 @@ class _PromptFuser(Fuser):
             if node.target is last_tokens or any(x in self.tail for x in node.all_input_nodes):
                 self.tail.add(node)
             if node.target is write_tokens:
-                self.written[node.args[1]] = node
+                self._note_write(node)
+
+    def _note_write(self, node: Node) -> None:
+        _, x, *places = node.args
+        if x in self.written or places != [self.start, self.counts]:
+            raise refuse(node, "it is not the one write of a value, from where the prompt starts")
+        self.written[x] = node  # type: ignore[index]
 
     def _axis(self, node: Node) -> int | None:
         """The one axis that is as long as there are tokens."""
@@ -197,6 +203,8 @@ class _PromptFuser(Fuser):
         self.done.update(group)
         held = self.stored(x)
         for node in group:
+            if any(a.op != "get_attr" for a in node.all_input_nodes if a is not x):
+                raise refuse(node, "it is no product with a matrix of the model")
             given = [self.made[a] if isinstance(a, Node) else a for a in node.args[1:]]
             self.made[node] = self.graph.call_function(node.target, (held, *given))
 
