@@ -160,19 +160,13 @@ def test_one_row_takes_generated_kernels(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @interpreted
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [(" + token\n", " + token + 1\n"), ("tl.program_id(0).to(tl.int64)", "tl.program_id(0).to(tl.int64) * 0")],
-    ids=["a position too far", "all tokens as the first"],
-)
-def test_a_wrong_kernel_is_not_used(
-    right: str, wrong: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("wrong", [" + token + 1\n", " + token * 0\n"], ids=["a position too far", "the position of the first"])
+def test_a_wrong_kernel_is_not_used(wrong: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     of_few_tokens(monkeypatch)
     gm, inputs = lowered("llama", 1)
     fused = fuse_prompt(gm, inputs)
-    kernel = next(k for k in by_token(fused) if right in k.source)
-    kernel.source = kernel.source.replace(right, wrong)
+    kernel = next(k for k in by_token(fused) if " + token\n" in k.source)
+    kernel.source = kernel.source.replace(" + token\n", wrong)
     monkeypatch.setattr(prompt_module, "fuse_prompt", lambda gm, inputs: fused)
     prompt = make_prompt(gm, inputs)
     assert prompt.one_row is None and "disagree" in prompt.note
