@@ -15,7 +15,7 @@ from trilithon.lower.native.fused.operations import COLUMNS, source_column
 from trilithon.lower.native.split_kv import has_triton
 
 aten = torch.ops.aten
-BLOCK_M, BLOCK_N, BLOCK_K, GROUP = 128, 128, 64, 8  # fastest of 30 shapes on an H100, see docs/performance.md
+BLOCK_M, BLOCK_N, BLOCK_K, GROUP = 128, 128, 64, 8  # fastest of 68 shapes and forms on an H100, see docs/performance.md
 SETTINGS = {"num_warps": 8, "num_stages": 3}
 LEAST_TOKENS = 512  # fewer make too few tiles for a large GPU
 TRIED = (BLOCK_M + 72, BLOCK_N + 8, 2 * BLOCK_K + 8)  # m, n, k with which the kernel is compared before it is used

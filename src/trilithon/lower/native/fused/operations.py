@@ -64,11 +64,11 @@ SINGLE = {*POINTWISE, *SUMS, *VIEWS, *CASTS, aten.pow.Tensor_Scalar, aten.gelu.d
 
 
 class CannotFuse(CannotLower):
-    """A value is none that the generated kernels can make; the step stays as it is."""
+    """A value is none that the generated kernels can make; the program stays as it is."""
 
 
 def refuse(node: Node, why: str) -> CannotFuse:
-    return CannotFuse("cannot make the step of generated kernels", why=why, where=where_of(node))
+    return CannotFuse("cannot make this of generated kernels", why=why, where=where_of(node))
 
 
 def extent(node: Node) -> tuple[int, int]:
@@ -120,4 +120,4 @@ def number(x: Any) -> str:
         return repr(x)
     if isinstance(x, float):
         return f'float("{x}")'
-    raise CannotFuse("cannot make the step of generated kernels", why=f"{x!r} is no number")
+    raise CannotFuse("cannot make this of generated kernels", why=f"{x!r} is no number")
