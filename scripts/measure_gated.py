@@ -8,29 +8,19 @@ from __future__ import annotations
 
 import itertools
 import json as json_module
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
 
-from trilithon.bench.timing import measure
-from trilithon.lower.cuda_graph import captured
+from trilithon.bench.timing import per_call
 from trilithon.lower.native import gated
 from trilithon.report.versions import versions
 
 SIZES = {"qwen3-0.6b": (1024, 3072), "qwen2.5-0.5b": (896, 4864), "llama-3.2-1b": (2048, 8192)}  # k, n
 TILES = [(128, 128, 8), (256, 64, 8), (64, 256, 8), (128, 64, 4), (64, 128, 4)]  # rows, columns, warps
 DEPTHS = [(64, 3), (64, 4), (32, 5)]  # numbers of a step, stages
-CALLS = 20
-
-
-def microseconds(run: Callable[[], Tensor]) -> float:
-    """Of one call, in a CUDA graph of many."""
-    graph, _ = captured(lambda: [run() for _ in range(CALLS)])
-    return measure(graph.replay, repeats=5, device=torch.device("cuda")).minimum / CALLS * 1e6
 
 
 def main(
@@ -41,13 +31,13 @@ def main(
     for name, (k, n) in SIZES.items():
         x = torch.randn(tokens, k, device="cuda", dtype=torch.float16)
         weight = torch.randn(2 * n, k, device="cuda", dtype=torch.float16) / k**0.5
-        row: dict[str, float | str] = {"product alone": microseconds(lambda x=x, w=weight: torch.nn.functional.linear(x, w))}
-        row["and what follows"] = microseconds(lambda x=x, w=weight: gated._plain(x, w, "silu"))
+        row: dict[str, float | str] = {"product alone": per_call(lambda x=x, w=weight: torch.nn.functional.linear(x, w)) * 1e6}
+        row["and what follows"] = per_call(lambda x=x, w=weight: gated._plain(x, w, "silu")) * 1e6
         for (gated.BLOCK_M, gated.BLOCK_N, warps), (gated.BLOCK_K, stages) in itertools.product(TILES, DEPTHS):
             gated.SETTINGS.update(num_warps=warps, num_stages=stages)
             shape = f"{gated.BLOCK_M} x {gated.BLOCK_N} x {gated.BLOCK_K}, {warps} warps, {stages} stages"
             try:
-                row[shape] = microseconds(lambda x=x, w=weight: gated.gated_by_kernel(x, w, "silu"))
+                row[shape] = per_call(lambda x=x, w=weight: gated.gated_by_kernel(x, w, "silu")) * 1e6
             except Exception as refusal:  # Triton's errors have no common class, e.g. of too little shared memory
                 row[shape] = type(refusal).__name__
         found[name] = row

@@ -141,7 +141,7 @@ def test_a_step_costs_what_is_in_use(inductor: bool | None) -> None:
     for capacity in (4096, 32768):
         decoder = CachedDecoder(made.modules, made.shapes, capacity, 1, made.device, cuda_graphs=True)
         decoder.decode(decoder.prefill(ids, torch.zeros(1, dtype=torch.int64, device="cuda")).argmax(-1))
-        graphs[capacity] = decoder, decoder._steps[1].graph
+        graphs[capacity] = decoder, decoder._step(1).recorded[1][0]
     times: dict[int, list[float]] = {capacity: [] for capacity in graphs}
     for _ in range(200):
         for capacity, (_, graph) in graphs.items():

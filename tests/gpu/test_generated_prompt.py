@@ -1,4 +1,4 @@
-"""Prompts of one row on a GPU by generated kernels, and the product of gate and up with its activation."""
+"""Prompts of one row on a GPU: generated kernels, causal attention, and the product of gate and up with its activation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 import trilithon
 from trilithon import Options
-from trilithon.lower.native import gated
+from trilithon.lower.native import causal, gated
+from trilithon.lower.native.attention import attend
 from trilithon.lower.native.prompt import Prompt
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -35,6 +36,24 @@ def test_gated_products_are_as_exact_as_pytorchs(dtype: torch.dtype, act: str, c
             assert torch.equal(found, gated.gated_by_kernel(x, weight, act))
     if torch.cuda.get_device_capability()[0] == 9:
         assert torch.equal(found, gated.gated_product(x, weight, act)), "the op does not use the kernel"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_causal_attention_is_as_exact_as_pytorchs(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    """Of every layout of heads, lengths that fill no tile, and values that are a part of wider rows."""
+    for seed, (heads, groups, width) in enumerate([(16, 8, 128), (14, 2, 64), (4, 1, 128), (3, 3, 64)]):
+        for tokens in (1, 2, 63, 64, 65, 127, 128, 129, 257, 512, 545, 1000, 2048, 4097):
+            generator = torch.Generator("cuda").manual_seed(seed)
+            sizes = [heads * width, groups * width, groups * width]
+            rows = torch.randn(1, tokens, sum(sizes), generator=generator, device="cuda").to(dtype)
+            q, k, v = (x.unflatten(-1, (-1, width)).transpose(1, 2) for x in rows.split(sizes, -1))
+            exact = attend(q.double(), k.double(), v.double(), "causal", 0.1, None)
+            plain, found = attend(q, k, v, "causal", 0.1, None), causal.attend_by_kernel(q, k, v, 0.1)
+            assert off(found, exact) <= 2 * off(plain, exact), (heads, groups, width, tokens)
+            assert torch.equal(found, causal.attend_by_kernel(q, k, v, 0.1))
+    if torch.cuda.get_device_capability()[0] == 9:
+        assert torch.equal(found, causal.attend_causal(q, k, v, 0.1)), "the op does not use the kernel"
     assert not caplog.records
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,15 +11,12 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from trilithon.lower.native.fused.operations import COLUMNS, source_column
-from trilithon.lower.native.split_kv import has_triton
+from trilithon.lower.native.hopper import LEAST_TOKENS, is_for, works
 
 aten = torch.ops.aten
 BLOCK_M, BLOCK_N, BLOCK_K, GROUP = 128, 128, 64, 8  # fastest of 68 shapes and forms on an H100, see docs/performance.md
 SETTINGS = {"num_warps": 8, "num_stages": 3}
-LEAST_TOKENS = 512  # fewer make too few tiles for a large GPU
 TRIED = (BLOCK_M + 72, BLOCK_N + 8, 2 * BLOCK_K + 8)  # m, n, k with which the kernel is compared before it is used
-AGREED = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # largest error, of the largest number
-log = logging.getLogger(__name__)
 
 
 @torch.library.custom_op("trilithon::gated_product", mutates_args=())
@@ -58,10 +54,15 @@ def _plain(x: Tensor, weight: Tensor, act: str) -> Tensor:
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     """Are there tiles for the whole GPU, and rows that its copy engine takes: multiples of 16 bytes?"""
-    if not x.is_cuda or x.dtype not in AGREED or torch.cuda.get_device_capability(x.device)[0] != 9 or not has_triton():
-        return False
     (wide, k), tokens = weight.shape, x.numel() // x.shape[-1]
-    return tokens >= LEAST_TOKENS and k % 8 == 0 and wide % 16 == 0 and weight.is_contiguous() and weight.data_ptr() % 16 == 0
+    return (
+        is_for(x)
+        and tokens >= LEAST_TOKENS
+        and k % 8 == 0
+        and wide % 16 == 0
+        and weight.is_contiguous()
+        and weight.data_ptr() % 16 == 0
+    )
 
 
 def gated_by_kernel(x: Tensor, weight: Tensor, act: str) -> Tensor:
@@ -82,19 +83,13 @@ def gated_by_kernel(x: Tensor, weight: Tensor, act: str) -> Tensor:
 
 @cache
 def _works(device: torch.device, dtype: torch.dtype, act: str) -> bool:
-    """Does the kernel compile, and give on random numbers what PyTorch gives? Once; a warning says why not."""
+    """See `works`; on random numbers."""
     (m, n, k), generator = TRIED, torch.Generator(device).manual_seed(0)
     x, weight = (torch.randn(shape, generator=generator, device=device).to(dtype) for shape in ((m, k), (2 * n, k)))
     weight = weight / k**0.5
-    try:
-        found, expected = gated_by_kernel(x, weight, act).float(), _plain(x, weight, act).float()
-        error = float((found - expected).abs().max() / expected.abs().max())
-        why = f"it is off by {error:.1e}" if not error <= AGREED[dtype] else ""
-    except Exception as refusal:  # Triton's errors have no common class
-        why = f"{type(refusal).__name__}: {next(iter(str(refusal).splitlines()), 'no message')}"
-    if why:
-        log.warning("gate and up are multiplied by PyTorch, since the kernel for both cannot be used here: %s", why)
-    return not why
+    return works(
+        "gate and up are multiplied by PyTorch", partial(gated_by_kernel, x, weight, act), partial(_plain, x, weight, act)
+    )
 
 
 def gate_products(gm: GraphModule) -> GraphModule:

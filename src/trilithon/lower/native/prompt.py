@@ -18,7 +18,8 @@ from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, Guar
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.fused.fuse_prompt import fuse_prompt
 from trilithon.lower.native.fused.operations import CannotFuse
-from trilithon.lower.native.gated import LEAST_TOKENS, gate_products
+from trilithon.lower.native.gated import gate_products
+from trilithon.lower.native.hopper import LEAST_TOKENS
 from trilithon.lower.native.layers import in_layers
 from trilithon.lower.native.lower import is_lowered_site
 from trilithon.lower.native.step import check_equal

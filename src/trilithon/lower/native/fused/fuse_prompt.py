@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.attention import attend
+from trilithon.lower.native.causal import ATTEND_CAUSAL
 from trilithon.lower.native.fused.by_token import (
     ByToken,
     Emits,
@@ -229,7 +230,8 @@ class _PromptFuser(Fuser):
         self._call_tokens([p for p in pieces if p.is_kept or p.cache is not None])
         self.made |= parts  # type: ignore[arg-type]
         given = [self.made[x] for x in (q, k, v)]  # type: ignore[index]
-        self.made[node] = self.graph.call_function(attend, (*given, mask, scale, None))
+        call = (ATTEND_CAUSAL, (*given, scale)) if mask == "causal" else (attend, (*given, mask, scale, None))
+        self.made[node] = self.graph.call_function(*call)
 
     def _cache_of(self, x: Node) -> Node | None:
         """What a key or value is written to, by the kernel that makes it."""
