@@ -90,5 +90,6 @@ def bench_of(
         command=command,
         versions={name: version for name, version in versions().items() if name in ("trilithon", "transformers")},
         repeats=repeats,
+        warmup=2 if parameter.is_cuda else 1,  # CUDA graphs of prompts are captured in the second run
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
     )

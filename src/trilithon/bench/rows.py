@@ -19,6 +19,7 @@ from trilithon.bench.roofline import Floor, Job, Machine, floor_of
 from trilithon.bench.table import Row, Table
 from trilithon.bench.timing import Timing, measure, outside_bytes, synchronize
 from trilithon.errors import InputError, TrilithonError
+from trilithon.lower.cuda_graph import free_workspaces
 
 _STAGES = 3  # that progress shows for a candidate besides its timed runs
 
@@ -275,4 +276,5 @@ def free(keep_compiled: bool = False) -> None:
         torch.compiler.reset()  # drops compiled programs and the memory pools of their CUDA graphs
     gc.collect()
     if torch.cuda.is_initialized():
+        free_workspaces()
         torch.cuda.empty_cache()

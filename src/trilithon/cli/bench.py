@@ -31,7 +31,7 @@ All = Annotated[
 ]
 PromptTokens = Annotated[int | None, typer.Option(min=1, help="Default: 2048 on a GPU, 128 on a CPU.")]
 NewTokens = Annotated[int | None, typer.Option(min=1, help="Default: 128 on a GPU, 64 on a CPU.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of each row, after one that is not timed.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Timed runs of each row, after one (on a GPU two) that is not timed.")]
 Rows = Annotated[
     str | None,
     typer.Option(

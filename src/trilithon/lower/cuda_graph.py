@@ -55,6 +55,12 @@ def keep_for_graphs(memory: Tensor) -> None:
         kept.append(memory)
 
 
+def free_workspaces() -> None:
+    """Those of cuBLAS, 32 MB on Hopper for each stream on which anything was ever multiplied, unless a graph may read them."""
+    if not _KEPT:
+        torch._C._cuda_clearCublasWorkspaces()
+
+
 @cache
 def _side_stream(device: int) -> torch.cuda.Stream:
     """One for all graphs: cuBLAS keeps a workspace for each stream, 32 MB on Hopper."""

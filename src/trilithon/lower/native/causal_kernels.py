@@ -48,12 +48,32 @@ def copy_in(q, k, v, held, full, empty, row, head, of_keys, blocks, BLOCK_D: gl.
 
 
 @gluon.jit
+def copy_out(made, held, result, row, column):
+    """Through shared memory that nobody reads any more."""
+    held.store(made)
+    fence_async_shared()
+    tma.async_copy_shared_to_global(result, [row, column], held)
+    tma.store_wait(0)
+
+
+@gluon.jit
 def weighted(scores, best, total, scale):
     """Weights of keys by the largest score of a row so far, that score, the sum of weights, and what sums before are worth."""
     new = gl.maximum(best, gl.max(scores, 1) * scale)
     weights = gl.exp2(scores * scale - new[:, None])
     kept = gl.exp2(best - new)
     return weights, new, total * kept + gl.sum(weights, 1), kept
+
+
+@gluon.jit
+def first_weighted(scores, row, scale, layout: gl.constexpr):
+    """Of the block where the diagonal is; `row` is that of the first score, from where the block of keys begins."""
+    rows = row + gl.arange(0, HALF, layout=gl.SliceLayout(1, layout))
+    keys = gl.arange(0, BLOCK, layout=gl.SliceLayout(0, layout))
+    scores = gl.where(rows[:, None] >= keys[None, :], scores, float("-inf"))
+    best = gl.max(scores, 1) * scale
+    weights = gl.exp2(scores * scale - best[:, None])
+    return weights, best, gl.sum(weights, 1)
 
 
 @gluon.jit
@@ -67,10 +87,6 @@ def attend_half(
     of_scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK, 16])
     of_sums: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
     of_weights: gl.constexpr = gl.DotOperandLayout(0, of_sums, 2)
-    rows = row + half * HALF + gl.arange(0, HALF, layout=gl.SliceLayout(1, of_scores))
-    keys = (blocks - 1) * BLOCK + gl.arange(0, BLOCK, layout=gl.SliceLayout(0, of_scores))
-    best = gl.full([HALF], float("-inf"), gl.float32, layout=gl.SliceLayout(1, of_scores))
-    total = gl.zeros([HALF], gl.float32, layout=gl.SliceLayout(1, of_scores))
     nothing = gl.zeros([HALF, BLOCK], gl.float32, layout=of_scores)
     sums = gl.zeros([HALF, BLOCK_D], gl.float32, layout=of_sums)
     queries = q_held.index(half)
@@ -79,8 +95,7 @@ def attend_half(
     scores = warpgroup_mma(queries, k_held.index(0).permute((1, 0)), nothing, use_acc=False, is_async=True)
     scores = warpgroup_mma_wait(0, deps=[scores])
     mbarrier.arrive(k_empty.index(0), count=1)
-    scores = gl.where(rows[:, None] >= keys[None, :], scores, float("-inf"))
-    weights, best, total, kept = weighted(scores, best, total, scale)
+    weights, best, total = first_weighted(scores, half * HALF, scale, of_scores)
     weights = gl.convert_layout(weights.to(result.dtype), of_weights)
     mbarrier.wait(k_full.index(1 % STAGES), (1 // STAGES) & 1, pred=blocks > 1)
     for j in range(1, blocks):
@@ -100,11 +115,8 @@ def attend_half(
     mbarrier.wait(v_full.index((blocks - 1) % STAGES), ((blocks - 1) // STAGES) & 1)
     sums = warpgroup_mma(weights, v_held.index((blocks - 1) % STAGES), sums, is_async=True)
     sums = warpgroup_mma_wait(0, deps=[sums])
-    sums = sums / gl.convert_layout(total, gl.SliceLayout(1, of_sums))[:, None]
-    queries.store(sums.to(result.dtype))  # which nobody reads any more
-    fence_async_shared()
-    tma.async_copy_shared_to_global(result, [row + half * HALF, head * BLOCK_D], queries)
-    tma.store_wait(0)
+    made = sums / gl.convert_layout(total, gl.SliceLayout(1, of_sums))[:, None]
+    copy_out(made.to(result.dtype), queries, result, row + half * HALF, head * BLOCK_D)
 
 
 @gluon.jit
