@@ -277,4 +277,3 @@ def free(keep_compiled: bool = False) -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         free_workspaces()
-        torch.cuda.empty_cache()

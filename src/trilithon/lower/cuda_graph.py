@@ -56,9 +56,11 @@ def keep_for_graphs(memory: Tensor) -> None:
 
 
 def free_workspaces() -> None:
-    """Those of cuBLAS, 32 MB on Hopper for each stream on which anything was ever multiplied, unless a graph may read them."""
-    if not _KEPT:
+    """Those of cuBLAS, 32 MB on Hopper for each stream that anything was multiplied on; none while any graph may read them."""
+    torch.cuda.empty_cache()  # with it goes the memory of graphs that are gone
+    if all(tuple(segment["segment_pool_id"]) == (0, 0) for segment in torch.cuda.memory_snapshot()):
         torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
 
 
 @cache
