@@ -28,6 +28,7 @@ from trilithon.artefact import loading, native, saving, writer
 from trilithon.artefact.files import check_files, files_of
 from trilithon.artefact.inspection import inspect, is_whole
 from trilithon.artefact.manifest import FIELDS, FORMAT, MANIFEST, read_manifest
+from trilithon.capture import hf
 from trilithon.capture.source import source_of
 from trilithon.lower import graph_ops
 from trilithon.lower.graph_data import from_data
@@ -574,7 +575,7 @@ def test_a_graph_runs() -> None:
 def test_the_operations_of_transformers_are_made_known_when_one_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     """A load that needs none does not wait for them."""
     asked = list[str]()
-    monkeypatch.setattr(graph_ops, "register_operations", lambda: asked.append("transformers"))
+    monkeypatch.setattr(hf, "register_operations", lambda: asked.append("transformers"))
     called("aten.neg.default")
     assert not asked
     with suppress(ValueError):  # a transformers that has none

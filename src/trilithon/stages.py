@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -125,7 +126,6 @@ def verifying() -> Iterator[None]:
 
 
 def _compiled() -> float:
-    """Seconds that Dynamo and all behind it took in this process."""
-    from torch._dynamo.utils import calculate_time_spent
-
-    return calculate_time_spent().get("total_wall_time", 0.0)
+    """Seconds that Dynamo and all behind it took in this process; it takes a second to import, so who has not stays without."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return 0.0 if utils is None else float(utils.calculate_time_spent().get("total_wall_time", 0.0))

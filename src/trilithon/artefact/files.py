@@ -14,7 +14,7 @@ from typing import Any, Literal
 from trilithon.artefact.manifest import damaged, read_manifest
 from trilithon.errors import InputError
 
-BLOCK = 1 << 22
+BLOCK = 1 << 26  # bytes that are hashed while other threads run
 THREADS = 4
 State = Literal["ok", "missing", "truncated", "damaged", "no regular file", "cannot be read"]
 

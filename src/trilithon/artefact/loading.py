@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from trilithon.runtime.context import HeldContext
 from trilithon.runtime.decoder import CachedDecoder, CachedModules
 from trilithon.runtime.seq2seq import Seq2Seq
 from trilithon.spec.codec import decode, readable_classes
+from trilithon.stages import clocked, stage, verifying
 
 CLASSES = (Report, SiteReport, Proof, Verdict, CacheShape, runtime.Expected, runtime.ExpectedAxis, Options)
 TRIES = 5  # to read a folder that is being saved over
@@ -49,6 +52,9 @@ def load(folder: str | Path, device: str | torch.device | None = None, *, verify
     Args:
         device: None = of the kind that it was compiled for.
         verify: read every file and compare its hash, and run the canaries; False = check sizes only, which takes no time.
+
+    Returns:
+        The model; its `start_up` is of loading it.
 
     Raises:
         InputError: there is no such folder, another version wrote it, a file is missing or not as it was written, or it
@@ -86,14 +92,34 @@ def tokenizer_folder(folder: str | Path) -> Path | None:
 def _load(folder: Path, manifest: dict[str, Any], device: str | torch.device | None, verify: bool) -> Compiled:
     files = files_of(folder, manifest)
     try:
-        chosen = device_for(manifest["target"], device)
-        check_versions(manifest["versions"], manifest["target"], chosen)
-        check_files(files, hashes=verify)
-        return _Reader(manifest, files, chosen).compiled(verify)
+        with clocked() as stages:
+            chosen = device_for(manifest["target"], device)
+            check_versions(manifest["versions"], manifest["target"], chosen)
+            with _checked(files, hashes=verify):
+                made = _Reader(manifest, files, chosen).compiled(verify)
+            made.report.seconds.update(stages.seconds)
+            return made
     except TrilithonError:
         raise
     except Exception as error:  # of data that is as it was written, and yet nothing that this version writes
         raise InputError(f"cannot read {folder}", why=f"{type(error).__name__}: {error}", todo=AGAIN) from error
+
+
+@contextmanager
+def _checked(files: Mapping[str, File], hashes: bool) -> Iterator[None]:
+    """All files are checked before anything is done inside, but for the hash of the weights, which takes as long as all else:
+    it is computed beside, and what is made inside is given to nobody before.
+    """
+    with stage("load"):
+        check_files({WEIGHTS: files[WEIGHTS]}, hashes=False)
+        check_files({name: file for name, file in files.items() if name != WEIGHTS}, hashes)
+    with ThreadPoolExecutor(1) as beside:
+        whole = beside.submit(check_files, {WEIGHTS: files[WEIGHTS]}, hashes)
+        try:
+            yield
+        finally:
+            with stage("load"):
+                whole.result()
 
 
 @dataclass
@@ -112,14 +138,19 @@ class _Reader:
     def compiled(self, verify: bool) -> Compiled:
         data = self.manifest
         self._keep_settings()
-        kept = weights.read(self.files[WEIGHTS].path, self.device)
-        self.engines = read_engines(data, self.files, kept)
-        self.blueprints = {name: native.read_blueprint(self.files[file].path, kept) for name, file in data["native"].items()}
-        programs = [self._program(p) for p in data["programs"]]
-        decoder = self._decoder()
+        with stage("load"):
+            kept = weights.read(self.files[WEIGHTS].path, self.device)
+            self.engines = read_engines(data, self.files, kept)
+            self.blueprints = {
+                name: native.read_blueprint(self.files[file].path, kept) for name, file in data["native"].items()
+            }
+        with stage("build"):
+            programs = [self._program(p) for p in data["programs"]]
+            decoder = self._decoder()
         origin = Origin(data["model"], self.backend, self.options, data["versions"], data["tuned"])
         self._canaries(programs, decoder)
-        found = self._check(programs, decoder) if verify else ""
+        with verifying():
+            found = self._check(programs, decoder) if verify else ""
         return Compiled(
             programs={p.inputs: p for p in programs},
             report=self._report(decoder, found),
@@ -209,4 +240,4 @@ class _Reader:
         where = ", ".join(f"{name} {versions.get(name)}" for name in ("trilithon", "torch", "transformers"))
         verified = "verified against eager" if any(self.manifest["verified"].values()) else "not verified"
         said = f"{LOADED}its programs were {verified} when they were compiled ({where})" + (f"; {found}" if found else "")
-        return replace(report, sites=list(report.sites), notes=(*notes, said))
+        return replace(report, sites=list(report.sites), notes=(*notes, said), seconds={})

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import transformers
 
 from trilithon.errors import InputError
 
@@ -69,29 +68,36 @@ class Lengths:
     begin: int = 0
 
 
+def _hf() -> Any:
+    """Imported where a model asks for it: it takes longer than to load a compiled model of others."""
+    import transformers
+
+    return transformers
+
+
 def _begin_suppress(tokens: Any, at: Lengths) -> Any:
-    return transformers.SuppressTokensAtBeginLogitsProcessor(tokens, at.begin, device=str(at.device))
+    return _hf().SuppressTokensAtBeginLogitsProcessor(tokens, at.begin, device=str(at.device))
 
 
 def _min_length(least: int, at: Lengths) -> Any:
-    return None if at.eos is None or not least else transformers.MinLengthLogitsProcessor(least, at.eos, device=str(at.device))
+    return None if at.eos is None or not least else _hf().MinLengthLogitsProcessor(least, at.eos, device=str(at.device))
 
 
 def _decay(penalty: Any, at: Lengths) -> Any:
-    return None if at.eos is None else transformers.ExponentialDecayLengthPenalty(penalty, at.eos, at.prompt)
+    return None if at.eos is None else _hf().ExponentialDecayLengthPenalty(penalty, at.eos, at.prompt)
 
 
 Make = Callable[[Any, Lengths], Any]
 PROCESSORS: dict[str, Make] = {  # in the order in which transformers applies them
-    "sequence_bias": lambda bias, at: transformers.SequenceBiasLogitsProcessor(bias),
-    "no_repeat_ngram_size": lambda n, at: transformers.NoRepeatNGramLogitsProcessor(n) if n else None,
-    "bad_words_ids": lambda words, at: transformers.NoBadWordsLogitsProcessor(words, at.eos),
+    "sequence_bias": lambda bias, at: _hf().SequenceBiasLogitsProcessor(bias),
+    "no_repeat_ngram_size": lambda n, at: _hf().NoRepeatNGramLogitsProcessor(n) if n else None,
+    "bad_words_ids": lambda words, at: _hf().NoBadWordsLogitsProcessor(words, at.eos),
     "min_length": _min_length,
-    "forced_bos_token_id": lambda token, at: transformers.ForcedBOSTokenLogitsProcessor(token),
-    "forced_eos_token_id": lambda token, at: transformers.ForcedEOSTokenLogitsProcessor(at.most, token, device=str(at.device)),
-    "remove_invalid_values": lambda on, at: transformers.InfNanRemoveLogitsProcessor() if on else None,
+    "forced_bos_token_id": lambda token, at: _hf().ForcedBOSTokenLogitsProcessor(token),
+    "forced_eos_token_id": lambda token, at: _hf().ForcedEOSTokenLogitsProcessor(at.most, token, device=str(at.device)),
+    "remove_invalid_values": lambda on, at: _hf().InfNanRemoveLogitsProcessor() if on else None,
     "exponential_decay_length_penalty": _decay,
-    "suppress_tokens": lambda tokens, at: transformers.SuppressTokensLogitsProcessor(tokens, device=str(at.device)),
+    "suppress_tokens": lambda tokens, at: _hf().SuppressTokensLogitsProcessor(tokens, device=str(at.device)),
     "begin_suppress_tokens": _begin_suppress,
 }
 

@@ -77,7 +77,7 @@ def generate(
     arguments |= _stops(stop, tokenizer) | _drafts(prompt_lookup) | ({"seed": seed} if temperature > 0 else {})
     _write(str(prompt) if tokenizer else f"[{ids.shape[1]} random tokens] ")
     speed = _print_generated(compiled, ids, tokenizer, arguments)
-    print("\n", speed, *(() if is_artefact(model) else (compiled.start_up,)), sep="\n")
+    print("\n", speed, compiled.start_up, sep="\n")
 
 
 def _stops(stop: list[str], tokenizer: Any | None) -> dict[str, Any]:

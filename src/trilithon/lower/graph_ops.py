@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from trilithon.capture.hf import register_operations
 from trilithon.rewrite import cache_ops
 from trilithon.rewrite.op import ATTENTION
 
@@ -102,7 +101,9 @@ def _find(name: str) -> Called | None:
     if name == str(ATTENTION):
         return ATTENTION
     if name == TRANSFORMERS:
-        register_operations()  # which takes a second: only for graphs that call it
+        from trilithon.capture import hf  # transformers takes a second to import: only for graphs that call it
+
+        hf.register_operations()
         return getattr(getattr(torch.ops.transformers, "grouped_mm_fallback", None), "default", None)
     own: Any = {"operator": (OPERATOR, operator), "torch": (SYM, torch)}.get(family)
     if own is not None:

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""From a configuration, and from a saved artefact, to the first token: seconds of a process, without Python's own start.
+
+scripts/measure_start.py [MODEL] [--layers N] [--length 128] [--json FILE]
+
+An artefact is loaded twice, each time by a new process: with what Triton, Inductor and Trilithon keep on this machine, and with
+empty folders in their place, as on a machine that never saw the model.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRILITHON_CACHE")
+
+
+def to_first_token(model: str, layers: int | None, length: int, save: Path | None) -> dict[str, Any]:
+    """What each part took; `model` is an artefact if it is a folder."""
+    began = time.perf_counter()
+    seconds: dict[str, float] = {}
+
+    def until_now(name: str) -> None:
+        seconds[name] = time.perf_counter() - began - sum(seconds.values())
+
+    import torch
+
+    import trilithon
+
+    until_now("imports")
+    cuda = torch.cuda.is_available()
+    if Path(model).is_dir():
+        llm = trilithon.load(model)
+        until_now("load")
+    else:
+        dtype = torch.float16 if cuda else torch.float32
+        module = trilithon.load_model(model, device="cuda" if cuda else "cpu", layers=layers, dtype=dtype)
+        until_now("random weights")
+        llm = trilithon.compile(module, max_tokens=length + 128)
+        until_now("compile")
+    ids = torch.randint(3, 1000, (1, length), generator=torch.Generator().manual_seed(0))
+    token = llm.generate(ids.to(llm.decoder.device), max_new_tokens=1)[0, -1].item()
+    until_now("first token")
+    found = {"seconds": seconds, "total": sum(seconds.values()), "start_up": dict(llm.start_up.seconds), "token": token}
+    found["device"] = torch.cuda.get_device_name() if cuda else "cpu"
+    if save is not None:
+        llm.save(save)
+    return found
+
+
+def by_process(empty_caches: bool, *words: str) -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        own = {name: str(Path(folder, name)) for name in CACHES} if empty_caches else {}
+        ran = subprocess.run(
+            [sys.executable, __file__, *words], env=os.environ | own, stdout=subprocess.PIPE, text=True, check=True
+        )
+    found: dict[str, Any] = json_module.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="A preset, a folder or a hub id.")] = "llama-3.2-1b",
+    layers: Annotated[int | None, typer.Option(help="Keep the first layers only.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 128,
+    json: Annotated[Path | None, typer.Option(help="Save the seconds.")] = None,
+    one: Annotated[bool, typer.Option(hidden=True, help="In this process, once.")] = False,
+    save: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    if one:
+        print(json_module.dumps(to_first_token(model, layers, length, save)))
+        return
+    with TemporaryDirectory() as folder:
+        saved, kept = str(Path(folder, "saved")), ["--one", "--length", str(length)]
+        words = [model, *kept, "--save", saved, *(["--layers", str(layers)] if layers else [])]
+        runs = {"from a configuration": by_process(True, *words)}
+        runs["from an artefact, empty caches"] = by_process(True, saved, *kept)
+        by_process(False, saved, *kept)  # fills them
+        runs["from an artefact"] = by_process(False, saved, *kept)
+    for name, run in runs.items():
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in run["seconds"].items())
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in run["start_up"].items())
+        print(f"{run['device']}: {model} {name}: {run['total']:.1f} s ({parts}; stages: {stages})")
+    if len({run["token"] for run in runs.values()}) > 1:
+        print("THE TOKENS ARE NOT THE SAME")
+    if json is not None:
+        from trilithon.report.versions import versions
+
+        json.write_text(
+            json_module.dumps({"model": model, "length": length, "runs": runs, "versions": versions()}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
