@@ -18,6 +18,7 @@ from trilithon.bench.timing import per_call
 from trilithon.lower.native import causal
 from trilithon.lower.native.attention import attend
 from trilithon.report.versions import versions
+from trilithon.spec.masks import Causal
 
 SIZES = {"qwen3-0.6b": (16, 8, 128), "qwen2.5-0.5b": (14, 2, 64), "llama-3.2-1b": (32, 8, 64), "llama-3.1-8b": (32, 8, 128)}
 EXACT = 2048  # tokens up to which float64's scores have room
@@ -37,7 +38,7 @@ def main(
             q, k, v = (torch.randn(1, count, n, width, device="cuda").half().transpose(1, 2) for n in (heads, groups, groups))
             scale = width**-0.5
             forms = {
-                "kernel": lambda q=q, k=k, v=v, scale=scale: causal.attend_by_kernel(q, k, v, scale),
+                "kernel": lambda q=q, k=k, v=v, scale=scale: causal.attend_by_kernel(q, k, v, Causal(), scale),
                 "SDPA": lambda q=q, k=k, v=v, scale=scale: attend(q, k, v, "causal", scale, None),
             }
             row: dict[str, Any] = {"model": model, "tokens": count, "us": {n: per_call(f) * 1e6 for n, f in forms.items()}}

@@ -1,4 +1,4 @@
-"""Compile the kernel of causal attention for a Hopper GPU that need not be here: each width and type into a folder."""
+"""Compile the kernel of causal attention for a Hopper GPU that need not be here: each width, kind and type into a folder."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from trilithon.lower.native.causal import KEYS, QUERIES, STAGES, WIDTHS
+from trilithon.lower.native.causal import KEYS, KINDS, QUERIES, STAGES, WIDTHS
 from trilithon.lower.native.causal_kernels import causal
 
 TYPES = {"fp16": gl.float16, "bf16": gl.bfloat16}
 
 
-def cubin(width: int, number: str) -> bytes:
-    constants = {"BLOCK_D": width, "STAGES": STAGES}
+def cubin(width: int, number: str, kind: str) -> bytes:
+    constants = {"KIND": kind, "BLOCK_D": width, "STAGES": STAGES}
     signature = {}
     for name, rows in (("q", QUERIES), ("k", KEYS), ("v", KEYS), ("result", QUERIES)):
         layout = gl.NVMMASharedLayout.get_default_for([rows, width], TYPES[number])
         signature[name] = f"tensordesc<{number}{[rows, width]},{layout!r}>"
-    signature |= dict.fromkeys(("tokens", "heads", "group"), "i32") | {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
+    signature |= (
+        dict.fromkeys(("tokens", "heads", "group", "reach"), "i32") | {"scale": "fp32"} | dict.fromkeys(constants, "constexpr")
+    )
     kernel = triton.compile(
         GluonASTSource(causal, signature, constants), target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}
     )
@@ -31,5 +33,5 @@ def cubin(width: int, number: str) -> bytes:
 
 
 for width in WIDTHS:
-    for number in TYPES:
-        Path(sys.argv[1], f"{width}-{number}.cubin").write_bytes(cubin(width, number))
+    for number, kind in (*(("fp16", kind) for kind in KINDS), ("bf16", "causal")):
+        Path(sys.argv[1], f"{width}-{number}-{kind}.cubin").write_bytes(cubin(width, number, kind))

@@ -14,7 +14,9 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from lower.test_fused import few_programs, interpreted
 from lower.test_prompt_parts import given, prompt_of
 from trilithon.lower.inputs import Input
-from trilithon.lower.native import gated
+from trilithon.lower.native import causal, gated
+from trilithon.lower.native.attention import attend
+from trilithon.lower.native.emit import blocked
 from trilithon.lower.native.fused.by_token import ByToken
 from trilithon.lower.native.fused.fuse_prompt import fuse_prompt
 from trilithon.lower.native.fused.operations import CannotFuse
@@ -25,6 +27,7 @@ from trilithon.lower.native.writes import separate_writes
 
 aten = torch.ops.aten
 prompt_module = importlib.import_module("trilithon.lower.native.prompt")
+fuse_prompt_module = importlib.import_module("trilithon.lower.native.fused.fuse_prompt")
 
 
 def lowered(name: str, layers: int = 2) -> tuple[GraphModule, tuple[Input, ...]]:
@@ -119,6 +122,39 @@ def test_what_has_no_kernel_is_named(name: str, why: str) -> None:
     assert refusal.value.where is not None and refusal.value.where.node
     prompt = make_prompt(gm, inputs)
     assert prompt.one_row is None and "no generated kernels: " in prompt.note
+
+
+@interpreted
+@torch.no_grad()
+def test_windows_are_known_to_the_kernel_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the window of 5, where the cache is a ring; no mask is made but where the kernel is not for the prompt."""
+    few_programs(monkeypatch)
+    monkeypatch.setattr(fuse_prompt_module, "has_kernel", lambda mask, *rest: causal.kind_of(mask) == "window")
+    gm, inputs = lowered("mistral", 2)
+    fused = fuse_prompt(gm, inputs)
+    sites = fused.graph.find_nodes(op="call_function", target=causal.ATTEND_CAUSAL)
+    assert [n.args[3] for n in sites] == ["window(5)", "window(5)"]
+    for length, count in ((15, 13), (4, 4), (1, 1)):
+        whole, own = (given(inputs, [length]) for _ in range(2))
+        whole[2], own[2] = torch.tensor([count]), torch.tensor([count])
+        torch.testing.assert_close(fused(*own), gm(*whole), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(own[3:], whole[3:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["bias", "another mask"])
+def test_a_mask_that_is_not_what_its_name_says_stays(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor with a bias is added beside a mask of the same name; and kinds that the kernel lacks keep their tensor."""
+    monkeypatch.setattr(fuse_prompt_module, "has_kernel", lambda mask, *rest: bool(causal.kind_of(mask)))
+    gm, inputs = lowered("mistral", 1)
+    (site,) = gm.graph.find_nodes(op="call_function", target=attend)
+    if change == "bias":
+        with gm.graph.inserting_before(site):
+            bias = gm.graph.call_function(torch.full, ((1, 1, 1, 1), 0.5))
+            site.args = (*site.args[:5], gm.graph.call_function(blocked, (bias, site.args[5], torch.float32)))
+    else:
+        site.args = (*site.args[:3], "causal & padding(attention_mask)", *site.args[4:])
+    with pytest.raises(CannotFuse, match=r"no kernel|its mask is a tensor"):
+        fuse_prompt(gm, inputs)
 
 
 def test_a_second_write_of_a_value_is_refused() -> None:

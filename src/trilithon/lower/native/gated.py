@@ -56,7 +56,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
     """Are there tiles for the whole GPU, and rows that its copy engine takes: multiples of 16 bytes?"""
     (wide, k), tokens = weight.shape, x.numel() // x.shape[-1]
     return (
-        is_for(x)
+        is_for(x.device, x.dtype)
         and tokens >= LEAST_TOKENS
         and k % 8 == 0
         and wide % 16 == 0

@@ -15,9 +15,9 @@ AGREED = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # largest error, of the la
 log = logging.getLogger(__name__)
 
 
-def is_for(x: Tensor) -> bool:
-    """Is it on a Hopper GPU, of 16 bits?"""
-    return x.is_cuda and x.dtype in AGREED and torch.cuda.get_device_capability(x.device)[0] == 9 and has_triton()
+def is_for(device: torch.device, dtype: torch.dtype) -> bool:
+    """Is it a Hopper GPU, and a type of 16 bits?"""
+    return device.type == "cuda" and dtype in AGREED and torch.cuda.get_device_capability(device)[0] == 9 and has_triton()
 
 
 def works(what: str, by_kernel: Callable[[], Tensor], plain: Callable[[], Tensor]) -> bool:

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.attention import attend
-from trilithon.lower.native.causal import ATTEND_CAUSAL
+from trilithon.lower.native.causal import ATTEND_CAUSAL, has_kernel
 from trilithon.lower.native.fused.by_token import (
     ByToken,
     Emits,
@@ -32,6 +32,8 @@ from trilithon.lower.native.fused.operations import COLUMNS, KNOWN, SPLITS, VIEW
 from trilithon.lower.native.gated import GATED
 from trilithon.lower.native.writes import write_tokens
 from trilithon.rewrite.cache_ops import last_tokens, real_positions
+from trilithon.rewrite.unlift import device_of
+from trilithon.spec.masks import parse
 
 aten = torch.ops.aten
 MANY = 1021  # tokens: a number that no size of a model is likely to be, and no multiple of one
@@ -49,9 +51,22 @@ def fuse_prompt(gm: GraphModule, inputs: tuple[Input, ...]) -> GraphModule:
     Raises:
         CannotFuse: it holds what neither generated kernels nor PyTorch's are for.
     """
-    one = at_one_token(gm, inputs, tokens=1)
+    one = _without_masks(at_one_token(gm, inputs, tokens=1))
     many = {n.name: n.meta.get("val") for n in at_one_token(gm, inputs, tokens=MANY).graph.nodes}
     return _PromptFuser(one, many=many).run()
+
+
+def _without_masks(gm: GraphModule) -> GraphModule:
+    """A prompt whose sites make no tensor of a mask that a kernel knows by its name, in place."""
+    device = device_of(gm)
+    for node in gm.graph.find_nodes(op="call_function", target=attend):
+        q, _, _, mask, _, allowed = node.args
+        if allowed is None or allowed.meta["val"].dtype != torch.bool:  # with a bias it is no mask
+            continue
+        if has_kernel(parse(mask), q.meta["val"].shape[3], device, q.meta["val"].dtype):
+            node.args = (*node.args[:5], None)
+    gm.graph.eliminate_dead_code()
+    return gm
 
 
 @dataclass
@@ -230,7 +245,7 @@ class _PromptFuser(Fuser):
         self._call_tokens([p for p in pieces if p.is_kept or p.cache is not None])
         self.made |= parts  # type: ignore[arg-type]
         given = [self.made[x] for x in (q, k, v)]  # type: ignore[index]
-        call = (ATTEND_CAUSAL, (*given, scale)) if mask == "causal" else (attend, (*given, mask, scale, None))
+        call = (attend, (*given, mask, scale, None)) if mask == "full" else (ATTEND_CAUSAL, (*given, mask, scale))
         self.made[node] = self.graph.call_function(*call)
 
     def _cache_of(self, x: Node) -> Node | None:
