@@ -57,7 +57,7 @@ def behind(gm: GraphModule, target: object, make: Callable[[Node], Node], which:
         ("qwen3", 5),  # one before all products; in each layer one for heads; behind both products of the first, one each
         ("qwen2", 5),  # values with a bias are written to the cache as they stand in the product
         ("olmo2", 5),  # norms behind products
-        ("phi3", 8),  # of the last layer gate and up of all tokens
+        ("phi3", 5),
         ("gpt-neox", 5),  # layer norms, no gate, values that lie between queries and keys
         ("phi", 5),  # attention and MLP read one vector
     ],

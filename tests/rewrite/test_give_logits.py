@@ -49,6 +49,8 @@ def of_all_and_last(gm: GraphModule, every: GraphModule, shapes: list[CacheShape
     [
         ("qwen3", ["o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]),
         ("gemma2", ["o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]),
+        ("phi3", ["o_proj", "gate_up_proj", "down_proj", "lm_head"]),  # halves of one product
+        ("glm", ["o_proj", "gate_up_proj", "down_proj", "lm_head"]),
         ("gpt-neox", ["dense_h_to_4h", "dense_4h_to_h", "attention_dense", "lm_head"]),
     ],
 )
@@ -73,6 +75,7 @@ class Layer(nn.Module):
         super().__init__()
         self.embed, self.behind = nn.Embedding(20, 8), behind
         self.out, self.up, self.head = (nn.Linear(8, 8) for _ in range(3))
+        self.wide = nn.Linear(8, 16)
         self.table = nn.Parameter(torch.randn(32, 8))
 
     def forward(self, idx: Tensor) -> Tensor:
@@ -80,6 +83,17 @@ class Layer(nn.Module):
         q = x.view(x.shape[0], -1, 2, 4).transpose(1, 2)
         made = F.scaled_dot_product_attention(q, q, q, is_causal=True).transpose(1, 2).reshape(x.shape)
         return self.head(self.behind(self, x, made))
+
+
+def halves(m: Layer, x: Tensor, made: Tensor) -> Tensor:
+    gate, up = m.wide(made).chunk(2, -1)
+    return F.silu(gate) * up + x
+
+
+def halves_of_heads(m: Layer, x: Tensor, made: Tensor) -> Tensor:
+    """Near miss: the third axis of four is no axis of columns."""
+    first, second = m.wide(made).view(x.shape[0], -1, 2, 8).split(1, 2)
+    return (first * second).flatten(2)
 
 
 def of_all_tokens(m: Layer, x: Tensor, made: Tensor) -> Tensor:
@@ -97,6 +111,8 @@ def of_all_tokens(m: Layer, x: Tensor, made: Tensor) -> Tensor:
         (lambda m, x, made: m.out(made).mean(-1, keepdim=True) + x, 2),
         (lambda m, x, made: m.out(made).view(x.shape[0], -1, 2, 4).flatten(2), 1),  # a view
         (lambda m, x, made: m.out(made) + m.up(m.table[None, : x.shape[1]]), 1),  # of all rows
+        (halves, 2),
+        (halves_of_heads, 1),
         (of_all_tokens, 1),
     ],
 )

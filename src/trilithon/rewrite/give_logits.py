@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils._pytree import tree_map
 
 from trilithon.capture.collectives import ALL_GATHER, WAIT
 from trilithon.passes import bound_arguments
@@ -18,6 +20,7 @@ from trilithon.rewrite.token_model import TokenModel
 aten = torch.ops.aten
 HEADS = (aten.linear.default, aten.matmul.default)
 REDUCTIONS = {aten.mean.dim, aten.layer_norm.default, *targets("rms_norm")}
+SPLITS = {aten.split.Tensor, aten.split_with_sizes.default}
 BY_TOKEN = {*BROADCAST, *REDUCTIONS, aten.linear.default, aten.type_as.default}
 ANY_RANK = {*BROADCAST, *targets("linear layer_norm rms_norm dropout")}
 
@@ -148,10 +151,10 @@ class _LastTokens:
         if x in self.made:
             return self.made[x]
         if x in self.alone:
-            moved = {n: n if _label(self.model, n).is_fixed else self.of(n) for n in x.all_input_nodes}
+            moved = {n: n if _is_fixed(self.model, n) else self.of(n) for n in x.all_input_nodes}
             self.made[x] = graph.node_copy(x, moved.__getitem__)
             if "val" in x.meta:
-                self.made[x].meta["val"] = x.meta["val"].narrow(1, 0, 1)
+                self.made[x].meta["val"] = tree_map(lambda value: value.narrow(1, 0, 1), x.meta["val"])
         else:
             self.made[x] = graph.call_function(last_tokens, (x, self.counts))
         return self.made[x]
@@ -159,6 +162,9 @@ class _LastTokens:
 
 def _is_by_token(model: TokenModel, x: Node, rows: Axis) -> bool:
     """Is each token's value made of what other values `[b s c]` have at that token, and of what is the same for all?"""
+    if x.target is operator.getitem or x.target in SPLITS:
+        split: Any = x.args[0] if x.target is operator.getitem else x
+        return split.target in SPLITS and bound_arguments(split)["dim"] in (-1, 2) and _has_tokens(model, split.args[0], rows)
     if x.target not in BY_TOKEN or not _has_tokens(model, x, rows) or (x.target in REDUCTIONS and not _is_along_last(x)):
         return False
     others = [n for n in x.all_input_nodes if not _has_tokens(model, n, rows)]
@@ -181,6 +187,11 @@ def _is_same_for_all(model: TokenModel, x: Node) -> bool:
 def _is_matrix(x: Node) -> bool:
     """Of products alone: it has no axis that the values' own tokens stand against."""
     return all(user.target is aten.linear.default and x in user.args[1:] for user in x.users)
+
+
+def _is_fixed(model: TokenModel, x: Node) -> bool:
+    found = model.labels.get(x)
+    return isinstance(found, Label) and found.is_fixed
 
 
 def _is_along_last(x: Node) -> bool:
