@@ -76,18 +76,7 @@ def test_prompts_with_windows_are_generated(window: int, caplog: pytest.LogCaptu
     torch.manual_seed(0)
     exact = transformers.AutoModelForCausalLM.from_config(config).cuda().eval()
     model = copy.deepcopy(exact).half()
-    exact.double()
-    llm = trilithon.compile(model, max_tokens=1400, options=Options(verify=False))
-    prompt = llm.decoder.modules.prefill
-    assert isinstance(prompt, Prompt) and prompt.one_row is not None, llm.report.notes
-    for length in (1, 99, 101, 511, 600, 1300):
-        ids = torch.randint(3, 1000, (1, length), device="cuda", generator=torch.Generator("cuda").manual_seed(length))
-        with torch.no_grad():
-            want, eager = exact(ids).logits[:, -1], model(ids).logits[:, -1]
-        for _ in range(3):  # as it is, captured, replayed
-            found = llm.decoder.prefill(ids, torch.zeros(1, dtype=torch.int64, device="cuda"))
-            assert off(found.view_as(want), want) <= 2 * off(eager, want) + 1e-4, length
-    assert not [r for r in caplog.records if r.name.startswith("trilithon") and r.levelno >= logging.WARNING]
+    as_exact_as_eager(model, exact.double(), (1, 99, 101, 511, 600, 1300), caplog)
 
 
 @pytest.mark.timeout(600)
@@ -97,11 +86,17 @@ def test_logits_are_as_exact_as_aten(preset: str, caplog: pytest.LogCaptureFixtu
     exact = trilithon.load_model(preset, device="cuda", layers=3, dtype=torch.float32)
     model = trilithon.load_model(preset, device="cuda", layers=3, dtype=torch.float16)
     model.load_state_dict(exact.state_dict())
-    exact.double()
-    llm = trilithon.compile(model, max_tokens=1100, options=Options(verify=False))
+    as_exact_as_eager(model, exact.double(), (1, 2, 17, 63, 64, 500, 513, 1000), caplog)
+
+
+def as_exact_as_eager(
+    model: torch.nn.Module, exact: torch.nn.Module, lengths: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Generated prompts of so many tokens, against the model in float64, and without a warning."""
+    llm = trilithon.compile(model, max_tokens=max(lengths) + 100, options=Options(verify=False))
     prompt = llm.decoder.modules.prefill
     assert isinstance(prompt, Prompt) and prompt.one_row is not None, llm.report.notes
-    for length in (1, 2, 17, 63, 64, 500, 513, 1000):
+    for length in lengths:
         ids = torch.randint(3, 1000, (1, length), device="cuda", generator=torch.Generator("cuda").manual_seed(length))
         with torch.no_grad():
             want, eager = exact(ids).logits[:, -1], model(ids).logits[:, -1]
