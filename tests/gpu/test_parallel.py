@@ -25,9 +25,8 @@ def test_tokens_are_those_of_one_gpu(preset: str, tmp_path: Path) -> None:
     script, file = str(ROOT / "scripts" / "measure_parallel.py"), tmp_path / "found.json"
     words = [preset, *SIZES, "--batches", "1,3", "--dtype", "float32", "--load-on", "cpu", "--json", str(file)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    environment.setdefault(
-        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 4))
-    )  # torchrun's own choice is 1: weights take long
+    threads = max(1, (os.cpu_count() or 1) // 4)  # torchrun's own choice is 1, with which drawing weights takes long
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
     ran = subprocess.run([*RUN, script, *words], env=environment, capture_output=True, text=True, timeout=800, check=False)
     told = [line for line in ran.stderr.splitlines() if "torch/distributed" not in line]  # torchrun's own trace is long
     assert ran.returncode == 0, "\n".join(told)[-12000:]
