@@ -10,8 +10,8 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from trilithon.lower.native.causal import KEYS, KINDS, QUERIES, STAGES, WIDTHS
-from trilithon.lower.native.causal_kernels import causal
+from trilithon.lower.native.causal import KINDS, STAGES, WIDTHS
+from trilithon.lower.native.causal_kernels import BLOCK, HALF, causal
 
 TYPES = {"fp16": gl.float16, "bf16": gl.bfloat16}
 
@@ -19,7 +19,7 @@ TYPES = {"fp16": gl.float16, "bf16": gl.bfloat16}
 def cubin(width: int, number: str, kind: str) -> bytes:
     constants = {"KIND": kind, "BLOCK_D": width, "STAGES": STAGES}
     signature = {}
-    for name, rows in (("q", QUERIES), ("k", KEYS), ("v", KEYS), ("result", QUERIES)):
+    for name, rows in (("q", HALF.value), ("k", BLOCK.value), ("v", BLOCK.value), ("result", HALF.value)):
         layout = gl.NVMMASharedLayout.get_default_for([rows, width], TYPES[number])
         signature[name] = f"tensordesc<{number}{[rows, width]},{layout!r}>"
     signature |= (

@@ -17,7 +17,6 @@ from trilithon.spec.evaluate import evaluate
 from trilithon.spec.masks import Causal, Chunked, Mask, SlidingWindow, parse
 
 WIDTHS = (64, 128)  # of a head
-QUERIES, KEYS = 64, 128  # of a block in shared memory
 STAGES = 2
 TRIED = (4, 2, 700)  # heads, those of keys, tokens with which the kernel is compared before it is used
 KINDS: dict[str, Mask] = {  # of masks, and one of each with which that is done
@@ -92,16 +91,16 @@ def attend_by_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) 
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    from trilithon.lower.native.causal_kernels import causal
+    from trilithon.lower.native.causal_kernels import BLOCK, HALF, causal
 
     _, heads, tokens, width = q.shape
     result, number = _place_of_result(q), {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}[q.dtype]
     found = []
-    for x, rows in ((q, QUERIES), (k, KEYS), (v, KEYS), (result, QUERIES)):
+    for x, rows in ((q, HALF.value), (k, BLOCK.value), (v, BLOCK.value), (result, HALF.value)):
         by_token = x.as_strided((tokens, x.shape[1] * width), (x.stride(2), 1))
         layout = gl.NVMMASharedLayout.get_default_for([rows, width], number)
         found.append(TensorDescriptor.from_tensor(by_token, [rows, width], layout))
-    programs, log2_scale = heads * -(-tokens // (2 * QUERIES)), scale * math.log2(math.e)
+    programs, log2_scale = heads * -(-tokens // BLOCK.value), scale * math.log2(math.e)
     sizes = tokens, heads, heads // k.shape[1], log2_scale, max(reach(mask))
     causal[(programs,)](*found, *sizes, kind_of(mask), width, STAGES, num_warps=4)
     return result
