@@ -3,8 +3,8 @@
 
 scripts/measure_start.py [MODEL] [--layers N] [--length 128] [--json FILE]
 
-An artefact is loaded twice, each time by a new process: with what Triton, Inductor and Trilithon keep on this machine, and with
-empty folders in their place, as on a machine that never saw the model.
+All start with empty folders for what Triton, Inductor and Trilithon keep. An artefact is loaded twice, each time by a new
+process: with the folders of the compilation that saved it, and with empty ones, as on a machine that never saw the model.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def to_first_token(model: str, layers: int | None, length: int, save: Path | Non
 
     def until_now(name: str) -> None:
         seconds[name] = time.perf_counter() - began - sum(seconds.values())
+        print(f"{seconds[name]:6.1f} s  {name}", file=sys.stderr, flush=True)
 
     import torch
 
@@ -53,15 +54,14 @@ def to_first_token(model: str, layers: int | None, length: int, save: Path | Non
     found["device"] = torch.cuda.get_device_name() if cuda else "cpu"
     if save is not None:
         llm.save(save)
+        until_now("save")  # not in the total
     return found
 
 
-def by_process(empty_caches: bool, *words: str) -> dict[str, Any]:
-    with TemporaryDirectory() as folder:
-        own = {name: str(Path(folder, name)) for name in CACHES} if empty_caches else {}
-        ran = subprocess.run(
-            [sys.executable, __file__, *words], env=os.environ | own, stdout=subprocess.PIPE, text=True, check=True
-        )
+def by_process(caches: Path, *words: str) -> dict[str, Any]:
+    print(*words, file=sys.stderr, flush=True)
+    environment = os.environ | {name: str(caches / name) for name in CACHES}
+    ran = subprocess.run([sys.executable, __file__, *words], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json_module.loads(ran.stdout.splitlines()[-1])
     return found
 
@@ -78,12 +78,12 @@ def main(
         print(json_module.dumps(to_first_token(model, layers, length, save)))
         return
     with TemporaryDirectory() as folder:
-        saved, kept = str(Path(folder, "saved")), ["--one", "--length", str(length)]
+        here, saved = Path(folder), str(Path(folder, "saved"))
+        kept = ["--one", "--length", str(length)]
         words = [model, *kept, "--save", saved, *(["--layers", str(layers)] if layers else [])]
-        runs = {"from a configuration": by_process(True, *words)}
-        runs["from an artefact, empty caches"] = by_process(True, saved, *kept)
-        by_process(False, saved, *kept)  # fills them
-        runs["from an artefact"] = by_process(False, saved, *kept)
+        runs = {"from a configuration": by_process(here / "own", *words)}
+        runs["from an artefact"] = by_process(here / "own", saved, *kept)
+        runs["from an artefact, empty caches"] = by_process(here / "empty", saved, *kept)
     for name, run in runs.items():
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in run["seconds"].items())
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in run["start_up"].items())

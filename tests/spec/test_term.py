@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trilithon.spec import term as t
 from trilithon.spec.evaluate import OUT_OF_RANGE, evaluate
-from trilithon.spec.masks import B, K, Q, S, T
+from trilithon.spec.masks import B, Causal, Chunked, K, Q, S, SlidingWindow, T
 from trilithon.spec.show import show
 from trilithon.spec.term import Term
 from trilithon.spec.traverse import children as children_of
@@ -227,3 +228,27 @@ def test_a_missing_variable_or_table_is_an_error() -> None:
         evaluate(K, {"q": 1})
     with pytest.raises(KeyError):
         evaluate(t.read("x", (K,), "int"), {"k": 1})
+
+
+def test_constants_are_no_copies_from_the_host() -> None:
+    """Which would wait for a GPU: masks are made while CUDA graphs are captured."""
+    place = torch.arange(5)
+    with Noted() as noted:
+        evaluate((Causal() & Chunked(3)).term(), {"q": place[:, None], "k": place})
+        evaluate(SlidingWindow(2).term(), {"q": place[:, None], "k": 3})
+    assert torch.ops.aten.full.default in noted.ops
+    assert not {torch.ops.aten.lift_fresh.default, torch.ops.aten._to_copy.default} & noted.ops
+
+
+class Noted(TorchDispatchMode):
+    """The operations that run in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops = set[object]()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.ops.add(func)
+        return func(*args, **(kwargs or {}))

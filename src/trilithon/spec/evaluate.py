@@ -29,8 +29,13 @@ def evaluate(term: Term, env: Mapping[str, Tensor | int], tables: Mapping[str, T
         KeyError: a variable or table is missing.
     """
     device = next((v.device for v in env.values() if isinstance(v, Tensor)), torch.device("cpu"))
-    tensors = {name: v if isinstance(v, Tensor) else torch.tensor(v, device=device) for name, v in env.items()}
+    tensors = {name: v if isinstance(v, Tensor) else _constant(v, device) for name, v in env.items()}
     return _Evaluator(tensors, dict(tables or {}), device).value(term)
+
+
+def _constant(value: float, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Made on the device: a copy from the host would wait, which the capture of a CUDA graph does not allow."""
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 class _Evaluator:
@@ -55,7 +60,7 @@ class _Evaluator:
             return torch.full_like(indices[0], OUT_OF_RANGE).to(table.dtype)
         values = table[tuple(i.clamp(0, size - 1) for i, size in zip(indices, table.shape, strict=True))]
         values = {"int": values.long, "float": values.double, "bool": values.bool}[term.sort]()
-        return torch.where(inside, values, torch.tensor(OUT_OF_RANGE, device=self.device).to(values.dtype))
+        return torch.where(inside, values, _constant(OUT_OF_RANGE, self.device).to(values.dtype))
 
     def prefix_sum(self, term: Term) -> Tensor:
         body, upper = term.args
@@ -71,7 +76,7 @@ class _Evaluator:
         return torch.where(last < 0, torch.zeros_like(picked), picked)
 
     def sum(self, term: Term) -> Tensor:
-        total = torch.tensor(term.args[1], device=self.device)
+        total = _constant(term.args[1], self.device)
         for part, factor in term.args[0]:
             total = total + factor * self.value(part)
         return total
@@ -93,9 +98,9 @@ class _Evaluator:
 
 
 _OPS: dict[str, Callable[[_Evaluator, Term], Tensor]] = {
-    "int": lambda e, x: torch.tensor(x.args[0], device=e.device),
-    "bool": lambda e, x: torch.tensor(x.args[0], device=e.device),
-    "float": lambda e, x: torch.tensor(x.args[0], dtype=torch.float64, device=e.device),
+    "int": lambda e, x: _constant(x.args[0], e.device),
+    "bool": lambda e, x: _constant(x.args[0], e.device),
+    "float": lambda e, x: _constant(x.args[0], e.device, torch.float64),
     "var": lambda e, x: e.env[x.args[0]],
     "read": _Evaluator.read,
     "prefix_sum": _Evaluator.prefix_sum,
