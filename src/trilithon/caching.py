@@ -17,8 +17,7 @@ from trilithon.lower.inputs import Input, cached_inputs, sequence_inputs
 from trilithon.lower.native.prompt import Prompt
 from trilithon.lower.native.step import NativeStep
 from trilithon.lower.tensorrt.diagnose import first_diverging_site
-from trilithon.lower.tensorrt.lower import Split
-from trilithon.lower.tensorrt.module import TensorRTModule
+from trilithon.lower.tensorrt.module import Split, TensorRTModule
 from trilithon.options import Options
 from trilithon.prove.locality import TokenInputs
 from trilithon.rewrite.cache_ops import STORED

@@ -267,7 +267,7 @@ def test_settings_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     more = SimpleNamespace(source="def f(): pass", candidates=lambda: [{"warps": 4}, {"warps": 8}])
     keys = [tune_module._key(k, [x]) for k in (kernel, other, more)]
     keys += [tune_module._key(kernel, [y]) for y in (x.bfloat16(), x[:3], torch.zeros(6, 4, dtype=x.dtype).T)]
-    monkeypatch.setattr(tune_module, "_triton", lambda: "0.0")
+    monkeypatch.setattr(tune_module, "triton_version", lambda: "0.0")
     keys.append(tune_module._key(kernel, [x]))
     monkeypatch.setattr(torch, "__version__", "0.0")
     keys.append(tune_module._key(kernel, [x]))

@@ -12,8 +12,7 @@ from trilithon.artefact.files import File
 from trilithon.artefact.weights import BLOCK, Tensors
 from trilithon.errors import CannotLower
 from trilithon.lower.tensorrt.engine import from_data, to_data
-from trilithon.lower.tensorrt.lower import Split
-from trilithon.lower.tensorrt.module import TensorRTModule
+from trilithon.lower.tensorrt.module import Split, TensorRTModule
 
 
 def engines_of(lowered: Mapping[str, Any]) -> dict[str, TensorRTModule]:

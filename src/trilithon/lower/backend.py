@@ -21,7 +21,6 @@ from trilithon.lower.native.step import compiled_step, make_step
 from trilithon.lower.native.writes import separate_writes
 from trilithon.lower.tensorrt.engine import resolve_target
 from trilithon.lower.tensorrt.library import library, version
-from trilithon.lower.tensorrt.lower import lower_tensorrt
 from trilithon.options import BACKENDS, Options
 from trilithon.rewrite.unlift import device_of
 
@@ -108,6 +107,8 @@ def lower_module(
     if backend == "eager":
         return gm
     if backend == "tensorrt":
+        from trilithon.lower.tensorrt.lower import lower_tensorrt  # half a second, which only its users wait for
+
         return lower_tensorrt(gm, inputs, name, options, exact)
     device = device_of(gm).type
     wanted = device == "cuda" and role != "sequence" if options.inductor is None else options.inductor

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from trilithon.errors import CannotLower
 from trilithon.lower.graph_ops import called, name_of
@@ -150,7 +151,7 @@ def from_data(nodes: list[Any], tensors: Mapping[str, Tensor], device: torch.dev
             node.meta["val"] = Shape(DTYPES[dtype], tuple(_size(x) for x in sizes))
         made.append(node)
     graph.lint()
-    return GraphModule(root, graph)
+    return _LazyGraphModule(root, graph)  # passes follow, and each would have its code written anew
 
 
 @dataclass(frozen=True)

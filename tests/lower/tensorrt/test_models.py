@@ -20,8 +20,7 @@ from trilithon.artefact import loading
 from trilithon.lower.tensorrt import attention
 from trilithon.lower.tensorrt.converters import reduce
 from trilithon.lower.tensorrt.converters.registry import CONVERTERS
-from trilithon.lower.tensorrt.lower import Split
-from trilithon.lower.tensorrt.module import TensorRTModule
+from trilithon.lower.tensorrt.module import Split, TensorRTModule
 from trilithon.lower.tensorrt.network import Network
 from trilithon.runtime.program import lowered
 from trilithon.runtime.verify import relative_error

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.experimental import _config as shape_config
-from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
 
 from trilithon.lower.inputs import Input
+from trilithon.lower.native.compared import compare_once
 from trilithon.lower.native.fused.fuse_prompt import fuse_prompt
 from trilithon.lower.native.fused.operations import CannotFuse
 from trilithon.lower.native.gated import gate_products
@@ -41,20 +42,23 @@ class Prompt:
 
     Attributes:
         plain: lowered; takes `(tokens, start, counts, *caches)`.
-        compiled: None where it cannot be.
         one_row: of generated kernels; None where they cannot make it.
         note: for the report.
     """
 
     def __init__(self, plain: GraphModule, one_row: GraphModule | None = None, refused: str = "") -> None:
         self.plain, self.one_row = plain, one_row
-        self.compiled: Callable[..., Any] | None = in_layers(plain, is_lowered_site, _compiled, _is_write)
         self._start = "prefill:"
         if one_row is not None:
             kernels = len(one_row.graph.find_nodes(op="call_module"))
             self._start = f"prefill: {kernels} generated kernels beside products and attention for one row; for more"
         self._end = f"; no generated kernels: {refused}" if refused else ""
         self.note = self._told("to be compiled by Inductor at its first call, once for all lengths")
+
+    @cached_property
+    def compiled(self) -> Callable[..., Any] | None:
+        """None where it cannot be."""
+        return in_layers(self.plain, is_lowered_site, _compiled, _is_write)
 
     def _told(self, how: str) -> str:
         return f"{self._start} {how}{self._end}"
@@ -87,7 +91,7 @@ def make_prompt(gm: GraphModule, inputs: tuple[Input, ...]) -> Prompt:
     try:
         one_row = fuse_prompt(gm, inputs)
         with stage("verify"):
-            _compare(gm, one_row, inputs)
+            compare_once(_compare, gm, one_row, inputs)
     except CannotFuse as refusal:
         log.info("%s", refusal)
         return Prompt(gm, None, refusal.why + (f" at {refusal.where}" if refusal.where else ""))
@@ -124,7 +128,9 @@ def _compare(plain: GraphModule, fused: GraphModule, inputs: tuple[Input, ...]) 
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """Dynamo's own are found when something failed: who compiles nothing does not wait for it to be imported."""
+    """Found when something failed: who compiles nothing does not wait for Dynamo and SymPy to be imported."""
+    from torch.fx.experimental.symbolic_shapes import ConstraintViolationError, GuardOnDataDependentSymNode
+
     exc = torch._dynamo.exc
     return exc.TorchDynamoException, exc.FailOnRecompileLimitHit, ConstraintViolationError, GuardOnDataDependentSymNode
 

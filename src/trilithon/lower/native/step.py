@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from trilithon.capture.collectives import MEETINGS, alone, any_of_ranks, group_o
 from trilithon.errors import VerificationFailed
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.argmax import spread_argmax
+from trilithon.lower.native.compared import compare_once
 from trilithon.lower.native.fused.fuse import fuse_step
 from trilithon.lower.native.fused.launch import TUNED_SLOTS, Attention
 from trilithon.lower.native.fused.meet import CannotMeet, meet_in_memory
@@ -67,7 +69,7 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
         with stage("tune"):
             tune(alone(fused), _tried(inputs, gm, TUNED_SLOTS), chosen=chosen)
         with stage("verify"):
-            _compare(alone(gm), alone(fused), inputs)
+            compare_once(_compare, alone(gm), alone(fused), inputs)
     except CannotFuse as refusal:
         log.info("%s", refusal)
         refused = refusal.why + (f" at {refusal.where}" if refusal.where else "")
@@ -138,10 +140,10 @@ def _of_all_ranks(refused: str, gm: GraphModule) -> str:
 def compiled_step(gm: GraphModule, inputs: tuple[Input, ...]) -> Callable[..., Any]:
     """A step compiled by Inductor, once for each number of rows; caches may be of any size."""
     free = [(place, i) for place, x in enumerate(inputs) for i, axis in enumerate(x.axes) if i and not axis.is_fixed]
-    return _Marked(torch.compile(gm, dynamic=False, fullgraph=True), tuple(free))
+    return _Marked(gm, tuple(free))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Marked:
     """A module compiled for the sizes that it is called with, save `free` ones, which may be any.
 
@@ -149,8 +151,13 @@ class _Marked:
         free: which input, and which of its axes.
     """
 
-    compiled: Callable[..., Any]
+    plain: GraphModule
     free: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def compiled(self) -> Callable[..., Any]:
+        """Made at the first call: Dynamo takes seconds to import."""
+        return torch.compile(self.plain, dynamic=False, fullgraph=True)
 
     def __call__(self, *inputs: Tensor) -> Any:
         for place, axis in self.free:  # a mark is of a tensor object, and views of a cache are new in each call

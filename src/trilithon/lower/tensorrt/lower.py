@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch._guards import detect_fake_mode
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -22,7 +21,7 @@ from trilithon.lower.products import merge_products
 from trilithon.lower.tensorrt.convert import convert
 from trilithon.lower.tensorrt.converters.registry import CONVERTERS
 from trilithon.lower.tensorrt.engine import build, resolve_target
-from trilithon.lower.tensorrt.module import TensorRTModule
+from trilithon.lower.tensorrt.module import Part, Split, TensorRTModule
 from trilithon.lower.tensorrt.partition import engines, part_inputs, split
 from trilithon.lower.tensorrt.store import engine_key, find_or_build
 from trilithon.lower.tensorrt.weights import is_bound
@@ -30,36 +29,6 @@ from trilithon.options import Options
 
 Inputs = Sequence[Input]
 MOST_REFUSALS = 100  # nodes that may turn out to stay in PyTorch, one after the other
-
-
-class Split(nn.Module):
-    """A program of several engines with PyTorch in between.
-
-    Attributes:
-        kept: name of a node that stays in PyTorch because TensorRT cannot take it -> why.
-    """
-
-    def __init__(self, whole: GraphModule, kept: Mapping[str, str]) -> None:
-        super().__init__()
-        self.whole, self.kept = whole, dict(kept)
-
-    def forward(self, *tensors: torch.Tensor) -> Any:
-        return self.whole(*tensors)
-
-    @property
-    def engines(self) -> list[TensorRTModule]:
-        return [part.engine for part in self.whole.children() if isinstance(part, _Part)]
-
-
-class _Part(nn.Module):
-    """An engine as a submodule."""
-
-    def __init__(self, engine: TensorRTModule) -> None:
-        super().__init__()
-        self.engine = engine
-
-    def forward(self, *tensors: torch.Tensor) -> Any:
-        return self.engine(*tensors)
 
 
 def lower_tensorrt(gm: GraphModule, inputs: Inputs, name: str, options: Options, exact: int = 0) -> TensorRTModule | Split:
@@ -135,7 +104,7 @@ def _lower_parts(
         takes = part_inputs(part, spans)
         if isinstance(takes, str):
             raise CannotLower(f"cannot lower {name} to TensorRT in parts", why=takes, todo="use backend='native'")
-        setattr(whole, called, _Part(made(part, takes, f"{name}-{called}")))
+        setattr(whole, called, Part(made(part, takes, f"{name}-{called}")))
     return Split(replace_attention(whole), refused)
 
 

@@ -8,7 +8,8 @@ from mmap import mmap
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from trilithon.errors import CannotLower, InputError
 from trilithon.lower.tensorrt.capability import Form
@@ -96,3 +97,33 @@ def site_forms(modules: Mapping[str, Any]) -> dict[str, str]:
             kernels = "one kernel" if site.name in fused and site.form != "summed" else "several kernels"
             found.setdefault(site.name, []).append(f"{program}: {FORMS[site.form]} ({site.reason}), {kernels}")
     return {name: "; ".join(texts) for name, texts in found.items()}
+
+
+class Part(nn.Module):
+    """An engine as a submodule."""
+
+    def __init__(self, engine: TensorRTModule) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.engine(*tensors)
+
+
+class Split(nn.Module):
+    """A program of several engines with PyTorch in between.
+
+    Attributes:
+        kept: name of a node that stays in PyTorch because TensorRT cannot take it -> why.
+    """
+
+    def __init__(self, whole: GraphModule, kept: Mapping[str, str]) -> None:
+        super().__init__()
+        self.whole, self.kept = whole, dict(kept)
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.whole(*tensors)
+
+    @property
+    def engines(self) -> list[TensorRTModule]:
+        return [part.engine for part in self.whole.children() if isinstance(part, Part)]

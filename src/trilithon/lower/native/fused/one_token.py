@@ -7,26 +7,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from trilithon.lower.inputs import Input
 
+META = torch.device("meta")
+
 
 def at_one_token(gm: GraphModule, inputs: tuple[Input, ...], tokens: int | None = None) -> GraphModule:
-    """A copy of a program for one row; it shares the weights, and `meta["val"]` of each node is a fake tensor.
+    """A copy of a program for one row; it shares the weights, and `meta["val"]` of each node is a tensor without numbers.
 
     Args:
         gm: made by `insert_cache`, lowered.
         inputs: what it takes; the first axis of each runs over rows.
         tokens: of the row; None = as many as it takes at most, one of a step.
     """
-    made = GraphModule(gm, copy.deepcopy(gm.graph))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        shapes = [tuple(axis.high if i else 1 for i, axis in enumerate(x.axes)) for x in inputs]
-        shapes[0] = shapes[0] if tokens is None else (1, tokens)
-        given = [torch.empty(shape, dtype=x.dtype) for shape, x in zip(shapes, inputs, strict=True)]
-        _Record(made, mode).run(*given)
+    made: GraphModule = _LazyGraphModule(gm, copy.deepcopy(gm.graph))  # it is read, and seldom run
+    shapes = [tuple(axis.high if i else 1 for i, axis in enumerate(x.axes)) for x in inputs]
+    shapes[0] = shapes[0] if tokens is None else (1, tokens)
+    with torch.no_grad(), META:
+        _Record(made).run(*(torch.empty(n, dtype=x.dtype) for n, x in zip(shapes, inputs, strict=True)))
     for node in list(made.graph.nodes):
         if node.op == "call_function" and isinstance(node.meta["val"], int):
             _put_number(node, node.meta["val"])
@@ -35,11 +37,7 @@ def at_one_token(gm: GraphModule, inputs: tuple[Input, ...], tokens: int | None 
 
 
 class _Record(Interpreter):
-    """Runs a graph on fake tensors, which it notes in each node; all of them on the CPU."""
-
-    def __init__(self, gm: GraphModule, mode: FakeTensorMode) -> None:
-        super().__init__(gm)
-        self.mode = mode
+    """Runs a graph on tensors without numbers, which it notes in each node."""
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
@@ -47,6 +45,10 @@ class _Record(Interpreter):
             value = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
         n.meta["val"] = value
         return value
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        makes = isinstance(target, OpOverload) and any(x.name == "device" for x in target._schema.arguments)
+        return super().call_function(target, args, kwargs | ({"device": META} if makes or "device" in kwargs else {}))
 
 
 def _put_number(node: Node, number: int) -> None:

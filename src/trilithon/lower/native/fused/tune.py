@@ -133,12 +133,12 @@ def calls_of(fused: GraphModule, inputs: list[Tensor]) -> dict[str, list[Call]]:
 def _key(kernel: Any, tensors: list[Tensor]) -> str:
     held = [(tuple(x.shape), x.stride(), str(x.dtype)) for x in tensors]
     device = torch.cuda.get_device_name(tensors[0].device) if tensors[0].is_cuda else "cpu"
-    known = repr((kernel.source, held, kernel.candidates(), device, torch.__version__, _triton()))
+    known = repr((kernel.source, held, kernel.candidates(), device, torch.__version__, triton_version()))
     return hashlib.sha256(known.encode()).hexdigest()[:24]
 
 
 @cache
-def _triton() -> str:
+def triton_version() -> str:
     """Its version; it comes with PyTorch, and may be another."""
     try:
         return metadata.version("triton")

@@ -1,0 +1,124 @@
+"""Generated kernels are compared once on a machine: again where anything that they depend on is another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from trilithon.errors import VerificationFailed
+from trilithon.lower.inputs import Axis, Input
+from trilithon.lower.native import compared
+from trilithon.lower.native.compared import compare_once
+
+TOKENS = (Input("input_ids", torch.int64, (Axis(1, 1, 1), Axis(1, 8, 8))),)
+
+
+class Kernel(nn.Module):
+    """Stands for a generated one."""
+
+    def __init__(self, source: str, rows: int) -> None:
+        super().__init__()
+        self.source, self.rows = source, rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def program(source: str = "a", rows: int = 1, width: int = 4, twice: bool = False) -> GraphModule:
+    root, graph = nn.Module(), torch.fx.Graph()
+    root.kernel = Kernel(source, rows)
+    root.weight = nn.Parameter(torch.randn(width))
+    x = graph.placeholder("x")
+    for _ in range(1 + twice):
+        x = graph.call_module("kernel", (x,))
+    graph.output(graph.call_function(torch.mul, (x, graph.get_attr("weight"))))
+    return GraphModule(root, graph)
+
+
+class Counted:
+    """A comparison that passes."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, *given: Any) -> None:
+        self.times += 1
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRILITHON_CACHE", str(tmp_path))
+
+
+def test_once_for_the_same_programs() -> None:
+    """Whatever their weights are; and programs of one text are the same in any process."""
+    count = Counted()
+    for _ in range(3):
+        compare_once(count, program(), program(), TOKENS)
+    assert count.times == 1
+
+
+@pytest.mark.parametrize(
+    ("made", "inputs"),
+    [
+        (program("b"), TOKENS),
+        (program(rows=2), TOKENS),
+        (program(width=8), TOKENS),
+        (program(twice=True), TOKENS),
+        (program(), (Input("input_ids", torch.int64, (Axis(1, 1, 1), Axis(1, 8, 9))),)),
+    ],
+    ids=["source", "settings", "sizes", "graph", "inputs"],
+)
+def test_again_for_others(made: GraphModule, inputs: tuple[Input, ...]) -> None:
+    count = Counted()
+    compare_once(count, program(), program(), TOKENS)
+    compare_once(count, program(), made, inputs)
+    assert count.times == 2
+
+
+@pytest.mark.parametrize("what", ["get_device_name", "triton_version", "_source"])
+def test_again_elsewhere(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = Counted()
+    compare_once(count, program(), program(), TOKENS)
+    if what == "get_device_name":
+        monkeypatch.setattr(compared, "device_of", lambda gm: torch.device("cuda"))
+        monkeypatch.setattr(torch.cuda, what, lambda device: "another GPU")
+    else:
+        monkeypatch.setattr(compared, what, lambda: "another")
+    compare_once(count, program(), program(), TOKENS)
+    assert count.times == 2
+
+
+def test_again_where_the_source_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compared, "_source", lambda: None)
+    count = Counted()
+    for _ in range(2):
+        compare_once(count, program(), program(), TOKENS)
+    assert count.times == 2
+
+
+def test_one_that_fails_is_not_kept() -> None:
+    def wrong(*given: Any) -> None:
+        raise VerificationFailed("they disagree")
+
+    for _ in range(2):
+        with pytest.raises(VerificationFailed):
+            compare_once(wrong, program(), program(), TOKENS)
+
+
+def test_a_folder_that_takes_nothing(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(compared, "replace_file", full)
+    count = Counted()
+    for _ in range(2):
+        compare_once(count, program(), program(), TOKENS)
+    assert count.times == 2 and "that kernels were compared is not kept: no space left on device" in caplog.text
