@@ -37,7 +37,6 @@ def test_elsewhere_it_is_sdpa(tokens: int, mask: Mask) -> None:
     allowed = mask.materialize(1, 1, tokens, tokens)
     expected = attend(q.double(), k.double(), v.double(), str(mask), 0.125, allowed)
     torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=2e-3)
-    torch.library.opcheck(causal.ATTEND_CAUSAL, (q, k, v, str(mask), 0.125))
 
 
 @pytest.mark.parametrize(

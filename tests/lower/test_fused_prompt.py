@@ -132,7 +132,7 @@ def test_windows_are_known_to_the_kernel_of_attention(monkeypatch: pytest.Monkey
     monkeypatch.setattr(fuse_prompt_module, "has_kernel", lambda mask, *rest: causal.kind_of(mask) == "window")
     gm, inputs = lowered("mistral", 2)
     fused = fuse_prompt(gm, inputs)
-    sites = fused.graph.find_nodes(op="call_function", target=causal.ATTEND_CAUSAL)
+    sites = fused.graph.find_nodes(op="call_function", target=causal.attend_causal)
     assert [n.args[3] for n in sites] == ["window(5)", "window(5)"]
     for length, count in ((15, 13), (4, 4), (1, 1)):
         whole, own = (given(inputs, [length]) for _ in range(2))

@@ -26,7 +26,6 @@ KINDS: dict[str, Mask] = {  # of masks, and one of each with which that is done
 }
 
 
-@torch.library.custom_op("trilithon::attend_causal", mutates_args=())
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, mask: str, scale: float) -> Tensor:
     """Attention from position 0; on a Hopper GPU, with many tokens of 16 bits, by one kernel, else through SDPA.
 
@@ -42,14 +41,6 @@ def attend_causal(q: Tensor, k: Tensor, v: Tensor, mask: str, scale: float) -> T
     if _suits(q, k, v, scale) and _works(q.device, q.dtype, q.shape[3], kind_of(meant)):
         return attend_by_kernel(q, k, v, meant, scale)
     return _through_sdpa(q, k, v, meant, scale).transpose(1, 2).contiguous().transpose(1, 2)
-
-
-@attend_causal.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, mask: str, scale: float) -> Tensor:
-    return _place_of_result(q)
-
-
-ATTEND_CAUSAL = torch.ops.trilithon.attend_causal.default
 
 
 def kind_of(mask: Mask) -> str:

@@ -19,7 +19,6 @@ SETTINGS = {"num_warps": 8, "num_stages": 3}
 TRIED = (BLOCK_M + 72, BLOCK_N + 8, 2 * BLOCK_K + 8)  # m, n, k with which the kernel is compared before it is used
 
 
-@torch.library.custom_op("trilithon::gated_product", mutates_args=())
 def gated_product(x: Tensor, weight: Tensor, act: str) -> Tensor:
     """`act(x @ gate.T) * (x @ up.T)`, each of the three rounded to the type of x.
 
@@ -38,12 +37,13 @@ def gated_product(x: Tensor, weight: Tensor, act: str) -> Tensor:
     return _plain(x, weight, act)
 
 
-@gated_product.register_fake
+_as_op = torch.library.custom_op("trilithon::gated_product", gated_product, mutates_args=())  # which Inductor takes as it is
+GATED = torch.ops.trilithon.gated_product.default
+
+
+@_as_op.register_fake
 def _(x: Tensor, weight: Tensor, act: str) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0] // 2))
-
-
-GATED = torch.ops.trilithon.gated_product.default
 
 
 def _plain(x: Tensor, weight: Tensor, act: str) -> Tensor:

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.attention import attend
-from trilithon.lower.native.causal import ATTEND_CAUSAL, has_kernel
+from trilithon.lower.native.causal import attend_causal, has_kernel
 from trilithon.lower.native.fused.by_token import (
     ByToken,
     Emits,
@@ -29,7 +29,7 @@ from trilithon.lower.native.fused.by_token import (
 from trilithon.lower.native.fused.fuse import LINEAR, Fuser
 from trilithon.lower.native.fused.one_token import at_one_token
 from trilithon.lower.native.fused.operations import COLUMNS, KNOWN, SPLITS, VIEWS, refuse
-from trilithon.lower.native.gated import GATED
+from trilithon.lower.native.gated import GATED, gated_product
 from trilithon.lower.native.writes import write_tokens
 from trilithon.rewrite.cache_ops import last_tokens, real_positions
 from trilithon.rewrite.unlift import device_of
@@ -222,7 +222,10 @@ class _PromptFuser(Fuser):
             if any(a.op != "get_attr" for a in node.all_input_nodes if a is not x):
                 raise refuse(node, "it is no product with a matrix of the model")
             given = [self.made[a] if isinstance(a, Node) else a for a in node.args[1:]]
-            self.made[node] = self.graph.call_function(node.target, (held, *given))
+            target = (
+                gated_product if node.target is GATED else node.target
+            )  # an operation would import Dynamo, which takes seconds
+            self.made[node] = self.graph.call_function(target, (held, *given))
 
     def _check_tail(self, node: Node) -> None:
         """Kernels of a step would read all tokens' values as if they were one's."""
@@ -245,7 +248,7 @@ class _PromptFuser(Fuser):
         self._call_tokens([p for p in pieces if p.is_kept or p.cache is not None])
         self.made |= parts  # type: ignore[arg-type]
         given = [self.made[x] for x in (q, k, v)]  # type: ignore[index]
-        call = (attend, (*given, mask, scale, None)) if mask == "full" else (ATTEND_CAUSAL, (*given, mask, scale))
+        call = (attend, (*given, mask, scale, None)) if mask == "full" else (attend_causal, (*given, mask, scale))
         self.made[node] = self.graph.call_function(*call)
 
     def _cache_of(self, x: Node) -> Node | None:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from trilithon.lower.inputs import Input
+from trilithon.lower.native.fused.remembered import Remembered
 
 META = torch.device("meta")
 
@@ -25,15 +26,39 @@ def at_one_token(gm: GraphModule, inputs: tuple[Input, ...], tokens: int | None 
         tokens: of the row; None = as many as it takes at most, one of a step.
     """
     made: GraphModule = _LazyGraphModule(gm, copy.deepcopy(gm.graph))  # it is read, and seldom run
-    shapes = [tuple(axis.high if i else 1 for i, axis in enumerate(x.axes)) for x in inputs]
-    shapes[0] = shapes[0] if tokens is None else (1, tokens)
-    with torch.no_grad(), META:
-        _Record(made).run(*(torch.empty(n, dtype=x.dtype) for n, x in zip(shapes, inputs, strict=True)))
+    known = Remembered("sizes", None, gm, inputs, tokens)  # to run it on such tensors, Dynamo is imported, which takes seconds
+    kept = known.read()
+    if kept is None:
+        _run(made, inputs, tokens)
+        known.keep([_data(n.meta["val"]) for n in made.graph.nodes])
+    else:
+        for node, value in zip(made.graph.nodes, kept, strict=True):
+            node.meta["val"] = _value(value)
     for node in list(made.graph.nodes):
         if node.op == "call_function" and isinstance(node.meta["val"], int):
             _put_number(node, node.meta["val"])
     made.graph.eliminate_dead_code()
     return made
+
+
+def _run(gm: GraphModule, inputs: tuple[Input, ...], tokens: int | None) -> None:
+    shapes = [tuple(axis.high if i else 1 for i, axis in enumerate(x.axes)) for x in inputs]
+    shapes[0] = shapes[0] if tokens is None else (1, tokens)
+    with torch.no_grad(), META:
+        _Record(gm).run(*(torch.empty(n, dtype=x.dtype) for n, x in zip(shapes, inputs, strict=True)))
+
+
+def _data(value: Any) -> Any:
+    """A value without numbers as plain data."""
+    if isinstance(value, Tensor):
+        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape), "stride": value.stride()}
+    return [_data(x) for x in value] if isinstance(value, (tuple, list)) else value
+
+
+def _value(data: Any) -> Any:
+    if isinstance(data, dict):
+        return torch.empty_strided(data["shape"], data["stride"], dtype=getattr(torch, data["dtype"]), device=META)
+    return tuple(_value(x) for x in data) if isinstance(data, list) else data
 
 
 class _Record(Interpreter):

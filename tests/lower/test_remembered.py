@@ -1,4 +1,4 @@
-"""Generated kernels are compared once on a machine: again where anything that they depend on is another."""
+"""What is found of a program once on a machine: found again where anything that it depends on is another."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from lower.test_prompt_parts import prompt_of
 from trilithon.errors import VerificationFailed
 from trilithon.lower.inputs import Axis, Input
 from trilithon.lower.native import compared
 from trilithon.lower.native.compared import compare_once
+from trilithon.lower.native.fused import one_token, remembered
+from trilithon.lower.native.fused.one_token import at_one_token
 
 TOKENS = (Input("input_ids", torch.int64, (Axis(1, 1, 1), Axis(1, 8, 8))),)
 
@@ -81,7 +84,7 @@ def test_again_for_others(made: GraphModule, inputs: tuple[Input, ...]) -> None:
     assert count.times == 2
 
 
-@pytest.mark.parametrize("what", ["get_device_name", "triton_version", "_source"])
+@pytest.mark.parametrize("what", ["get_device_name", "triton_version", "source"])
 def test_again_elsewhere(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     count = Counted()
     compare_once(count, program(), program(), TOKENS)
@@ -89,13 +92,13 @@ def test_again_elsewhere(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compared, "device_of", lambda gm: torch.device("cuda"))
         monkeypatch.setattr(torch.cuda, what, lambda device: "another GPU")
     else:
-        monkeypatch.setattr(compared, what, lambda: "another")
+        monkeypatch.setattr(remembered, what, lambda: "another")
     compare_once(count, program(), program(), TOKENS)
     assert count.times == 2
 
 
 def test_again_where_the_source_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compared, "_source", lambda: None)
+    monkeypatch.setattr(remembered, "source", lambda: None)
     count = Counted()
     for _ in range(2):
         compare_once(count, program(), program(), TOKENS)
@@ -117,8 +120,23 @@ def test_a_folder_that_takes_nothing(
     def full(path: Path, text: str) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(compared, "replace_file", full)
+    monkeypatch.setattr(remembered, "replace_file", full)
     count = Counted()
     for _ in range(2):
         compare_once(count, program(), program(), TOKENS)
-    assert count.times == 2 and "that kernels were compared is not kept: no space left on device" in caplog.text
+    assert count.times == 2 and "what was found of a program is not kept: no space left on device" in caplog.text
+
+
+def test_sizes_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gm, inputs = prompt_of("llama", 1)
+    found = [sizes(at_one_token(gm, inputs, tokens)) for tokens in (1, 7)]
+    monkeypatch.setattr(one_token, "_run", None)
+    assert [sizes(at_one_token(gm, inputs, tokens)) for tokens in (1, 7)] == found
+    assert found[0] != found[1]
+    with pytest.raises(TypeError, match="not callable"):
+        at_one_token(gm, inputs, 8)
+
+
+def sizes(gm: GraphModule) -> list[Any]:
+    values = [n.meta["val"] for n in gm.graph.nodes]
+    return [(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, torch.Tensor) else x for x in values]

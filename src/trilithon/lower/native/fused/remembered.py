@@ -1,0 +1,76 @@
+"""What was found of a program is kept on this machine, beside the kernels, and found anew where anything it depends on differs.
+
+The key holds all of that: the graph, the sizes of its weights, its kernels with their settings, the GPU, the versions of
+compilers, and the source of this package. So a stale entry is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from functools import cache
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from trilithon.folders import replace_file
+from trilithon.lower.native.fused.launch import kernel_folder
+from trilithon.lower.native.fused.tune import triton_version
+from trilithon.spec.codec import source_digest
+
+log = logging.getLogger(__name__)
+
+
+class Remembered:
+    """One fact.
+
+    Args:
+        what: kind of fact, the end of its file's name.
+        device: None = it is the same for all devices.
+        known: what it depends on beside versions; of modules the text, sizes and settings, not the numbers.
+    """
+
+    def __init__(self, what: str, device: torch.device | None, *known: Any) -> None:
+        gpu = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else str(device)
+        self._source = source()
+        by = gpu, torch.__version__, torch.version.cuda, triton_version(), self._source
+        parts = [text_of(x) if isinstance(x, GraphModule) else x for x in known]
+        self._path: Path = kernel_folder() / f"{hashlib.sha256(repr((by, parts)).encode()).hexdigest()[:32]}.{what}"
+
+    def read(self) -> Any:
+        """None where nothing is kept."""
+        try:
+            return json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return None
+
+    def keep(self, fact: Any) -> None:
+        if self._source is None:  # which may change
+            return
+        try:
+            replace_file(self._path, json.dumps(fact, separators=(",", ":")))
+        except (OSError, TypeError) as error:
+            log.warning("what was found of a program is not kept: %s", error)
+
+
+@cache
+def source() -> str | None:
+    """A hash of what such facts are found by; None where there is no source."""
+    return source_digest("lower/native", "rewrite")
+
+
+def text_of(gm: GraphModule) -> Any:
+    """What a program does, with tensors of which sizes."""
+    held = [attrgetter(str(n.target))(gm) for n in gm.graph.nodes if n.op in ("get_attr", "call_module")]
+    return str(gm.graph), [_state(x) for x in held]
+
+
+def _state(held: Any) -> Any:
+    if isinstance(held, Tensor):
+        return tuple(held.shape), held.stride(), str(held.dtype)
+    return type(held).__name__, sorted((k, repr(v)) for k, v in vars(held).items() if not k.startswith("_"))
