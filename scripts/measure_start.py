@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+SLOW = ("torch._dynamo", "triton", "sympy", "z3", "transformers")  # to import
 CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRILITHON_CACHE")
 
 
@@ -51,6 +52,7 @@ def to_first_token(model: str, layers: int | None, length: int, save: Path | Non
     token = llm.generate(ids.to(llm.decoder.device), max_new_tokens=1)[0, -1].item()
     until_now("first token")
     found = {"seconds": seconds, "total": sum(seconds.values()), "start_up": dict(llm.start_up.seconds), "token": token}
+    found["imported"] = [name for name in SLOW if name in sys.modules]
     found["device"] = torch.cuda.get_device_name() if cuda else "cpu"
     if save is not None:
         llm.save(save)
