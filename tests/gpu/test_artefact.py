@@ -10,6 +10,7 @@ import torch
 import trilithon
 from artefacts import manifest_of
 from trilithon.lower.native.fused import tune
+from trilithon.lower.native.fused.remembered import text_of
 from trilithon.lower.native.step import NativeStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -32,6 +33,8 @@ def test_saved_and_loaded(preset: str, tmp_path: Path, monkeypatch: pytest.Monke
     mine, theirs = again.decoder.modules.decode, llm.decoder.modules.decode
     assert isinstance(mine, NativeStep) and isinstance(theirs, NativeStep)
     assert mine.note == theirs.note and mine.tuned == theirs.tuned == manifest_of(folder)["tuned"][gpu]
+    prompts = [x.decoder.modules.prefill.one_row for x in (again, llm)]
+    assert text_of(prompts[0]) == text_of(prompts[1]), "another prompt"
 
 
 def test_from_a_gpu_to_a_cpu_and_back(tmp_path: Path) -> None:

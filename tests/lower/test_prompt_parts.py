@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -14,9 +15,13 @@ from transformers import AutoModelForCausalLM
 from lower.test_fused import interpreted
 from trilithon.capture import hf
 from trilithon.compiler import analyse
+from trilithon.lower.graph_data import from_data, to_data
 from trilithon.lower.inputs import Input, cached_inputs
+from trilithon.lower.native.fused.remembered import text_of
+from trilithon.lower.native.gated import gate_products
 from trilithon.lower.native.layers import in_layers
 from trilithon.lower.native.lower import is_lowered_site, lower_native
+from trilithon.lower.native.one_product import one_product
 from trilithon.lower.native.writes import separate_writes, write_by_kernel, write_tokens
 from trilithon.options import Options
 from trilithon.rewrite.cache_ops import quantise, write_cache, write_cache_8bit
@@ -43,6 +48,26 @@ def prompt_of(name: str, layers: int, stored: torch.dtype | None = None) -> tupl
     program = program_of(name, layers)
     gm = lower_native(insert_cache(program, "prompt", stored=stored))
     return gm, cached_inputs(gm, cache_shapes(program, stored=stored), SLOTS, 2)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "gemma3", "glm", "gpt-neox", "falcon-alibi"])
+def test_one_that_was_read_from_a_file_is_lowered_alike(name: str) -> None:
+    """Products are merged and gated, and layers are the same parts: lowering asks of values what the file says of them."""
+    program = program_of(name, 2)
+    kept = to_data(insert_cache(program, "prompt"))
+    weights = {own: x.detach().clone() for own, x in kept.tensors.items()}
+    found = []
+    for gm in (insert_cache(program, "prompt"), from_data(json.loads(json.dumps(kept.nodes)), weights, torch.device("cpu"))):
+        inputs = cached_inputs(gm, cache_shapes(program), SLOTS, 2)
+        one_product(lower_native(gm))
+        separate_writes(gm, inputs)
+        gate_products(gm)
+        found.append(
+            (text_of(gm), text_of(in_layers(gm, is_lowered_site, lambda part: part, lambda n: n.target is write_tokens)))
+        )
+    assert found[0] == found[1]
+    merged = any("merged" in own for own, _ in gm.named_buffers())
+    assert merged == (name not in ("phi3", "gpt-neox", "falcon-alibi")), "it is merged in the model"
 
 
 def given(inputs: tuple[Input, ...], counts: list[int]) -> list[torch.Tensor]:

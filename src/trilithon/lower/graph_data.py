@@ -1,12 +1,12 @@
 """Graphs as plain data for JSON and back: calls out of a closed table, their arguments, and names of weights.
 
-A graph that was read holds, of each value that an attention reads, its type and the names of its sizes.
+A graph that was read holds of each tensor its type and the names of its sizes, and of each size its name: what passes ask for.
 """
 
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from trilithon.errors import CannotLower
 from trilithon.lower.graph_ops import called, name_of
 from trilithon.passes import where_of
-from trilithon.rewrite.op import ATTENTION
 
 Data = dict[str, Any]
 LAYOUTS = {str(x): x for x in (torch.strided,)}
@@ -33,6 +32,12 @@ class Shape:
 
     dtype: torch.dtype
     shape: tuple[int | str, ...]
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def new_empty(self, shape: Iterable[int | str]) -> Shape:
+        return Shape(self.dtype, tuple(shape))
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,6 @@ def to_data(gm: GraphModule) -> GraphData:
     """
     places: dict[Node, int] = {}
     tensors: dict[str, Tensor] = {}
-    read = {x for node in gm.graph.nodes if node.target is ATTENTION for x in node.all_input_nodes}
     nodes = list[Any]()
     for node in gm.graph.nodes:
         if node.op == "get_attr":
@@ -64,10 +68,9 @@ def to_data(gm: GraphModule) -> GraphData:
             _argument(node, list(node.args), places),
             _argument(node, dict(node.kwargs), places),
         ]
-        value = node.meta.get("val")
-        if isinstance(value, (Tensor, Shape)) and (node.op == "placeholder" or node in read):
-            sizes = [x if isinstance(x, int) else str(x) for x in value.shape]
-            entry.append([str(value.dtype), sizes])
+        value = _value_data(node.meta.get("val"))
+        if value is not None:
+            entry.append(value)
         places[node] = len(nodes)
         nodes.append(entry)
     return GraphData(nodes, tensors)
@@ -76,6 +79,17 @@ def to_data(gm: GraphModule) -> GraphData:
 def _refuse(node: Node, why: str) -> CannotLower:
     todo = "keep the model in memory; if a general program is what cannot be saved, compile with when_guard_fails='raise'"
     return CannotLower(f"cannot save the program with {node.name}", why=why, todo=todo, where=where_of(node))
+
+
+def _value_data(value: Any) -> Any:
+    """What is known of a value, as plain data: of a tensor its type and sizes, of a size its name; None of others."""
+    if isinstance(value, (Tensor, Shape)):
+        return [str(value.dtype), [x if isinstance(x, int) else str(x) for x in value.shape]]
+    if isinstance(value, (tuple, list)):
+        return {"tuple": [_value_data(x) for x in value]}
+    if isinstance(value, (int, torch.SymInt, str)) and not isinstance(value, bool):
+        return value if isinstance(value, int) else str(value)
+    return None
 
 
 def _target(node: Node) -> str:
@@ -147,8 +161,8 @@ def from_data(nodes: list[Any], tensors: Mapping[str, Tensor], device: torch.dev
             raise ValueError(f"{name} has no arguments by name")
         what = called(target) if op == "call_function" else _checked(target)
         node = graph.create_node(op, what, tuple(read(args)), given, name=_checked(name))
-        for dtype, sizes in value:
-            node.meta["val"] = Shape(DTYPES[dtype], tuple(_size(x) for x in sizes))
+        for kept in value:
+            node.meta["val"] = _value(kept)
         made.append(node)
     graph.lint()
     return _LazyGraphModule(root, graph)  # passes follow, and each would have its code written anew
@@ -183,6 +197,16 @@ class _Reader:
             "device": lambda x: self.device,
         }
         return readers[kind](value)
+
+
+def _value(data: Any) -> Any:
+    """What `_value_data` was made of."""
+    if isinstance(data, dict):
+        return tuple(None if x is None else _value(x) for x in data["tuple"])
+    if not isinstance(data, list):
+        return _size(data)
+    dtype, sizes = data
+    return Shape(DTYPES[dtype], tuple(_size(x) for x in sizes))
 
 
 def _size(x: Any) -> int | str:

@@ -131,12 +131,12 @@ class _Part:
         for node in own:
             copies[node] = self.graph.node_copy(node, copies.__getitem__)
         self.graph.output(tuple(copies[n] for n in self.outputs))
-        self.kind = tuple(_words(self.graph.nodes))
+        self.kind = tuple(words(self.graph.nodes))
 
 
 def _is_size(node: Node) -> bool:
-    """Is it a number that the sizes of inputs tell?"""
-    return isinstance(node.meta.get("val"), (int, torch.SymInt))
+    """Is it a number that the sizes of inputs tell? A graph that was read from a file has its name."""
+    return isinstance(node.meta.get("val"), (int, torch.SymInt, str))
 
 
 def _with_sizes(nodes: list[Node]) -> list[Node]:
@@ -155,7 +155,7 @@ def _with_sizes(nodes: list[Node]) -> list[Node]:
     return [*(n for n in found if n not in within), *nodes]
 
 
-def _words(nodes: Iterable[Node]) -> Iterator[tuple[Any, ...]]:
+def words(nodes: Iterable[Node]) -> Iterator[tuple[Any, ...]]:
     """What each node does with which; no names."""
     numbers: dict[Node, str] = {}
     for node in nodes:

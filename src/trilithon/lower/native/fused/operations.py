@@ -104,7 +104,7 @@ def source_column(node: Node) -> tuple[Node, str]:
             raise refuse(node, f"{split.target} has no expression")
         source, axis = split.args[0], split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0)
         begin = sum(x.shape[axis] for x in split.meta["val"][:piece])
-    rank, width = source.meta["val"].dim(), extent(source)[1]
+    rank, width = source.meta["val"].dim(), source.meta["val"].shape[-1]
     if node.meta["val"].shape == source.meta["val"].shape:
         return source, "{0}"
     if axis is None or axis % rank != rank - 1:

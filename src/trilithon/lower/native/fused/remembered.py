@@ -12,6 +12,7 @@ import logging
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.fx import GraphModule
 from trilithon.folders import replace_file
 from trilithon.lower.native.fused.launch import kernel_folder
 from trilithon.lower.native.fused.tune import triton_version
+from trilithon.lower.native.layers import words
 from trilithon.spec.codec import source_digest
 
 log = logging.getLogger(__name__)
@@ -65,12 +67,20 @@ def source() -> str | None:
 
 
 def text_of(gm: GraphModule) -> Any:
-    """What a program does, with tensors of which sizes."""
-    held = [attrgetter(str(n.target))(gm) for n in gm.graph.nodes if n.op in ("get_attr", "call_module")]
-    return str(gm.graph), [_state(x) for x in held]
+    """What a program does, with tensors of which sizes; no names, which hang on what else was made before."""
+    nodes = [n for n in gm.graph.nodes if n.op in ("get_attr", "call_module")]
+    places = {name: i for i, name in enumerate(dict.fromkeys(str(n.target) for n in nodes))}
+    held = [(places[str(n.target)], _state(attrgetter(str(n.target))(gm))) for n in nodes]
+    return [(_called(target), given) for target, given in words(gm.graph.nodes)], held
+
+
+def _called(target: Any) -> str:
+    return f"{target.__module__}.{target.__qualname__}" if isinstance(target, FunctionType) else str(target)
 
 
 def _state(held: Any) -> Any:
     if isinstance(held, Tensor):
         return tuple(held.shape), held.stride(), str(held.dtype)
+    if isinstance(held, GraphModule):
+        return text_of(held)
     return type(held).__name__, sorted((k, repr(v)) for k, v in vars(held).items() if not k.startswith("_"))
