@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import trilithon
+from trilithon.bench.sweep_plot import sweep_figure
+from trilithon.bench.sweep_table import Sweep
 from trilithon.bench.table import Table, show_seconds
 from trilithon.spec import term as t
 from trilithon.spec.masks import B, Q
@@ -143,6 +145,11 @@ def step() -> Figure:
     return figure
 
 
+def sweep(file: str) -> Figure:
+    """Time of a decode step against batch and context."""
+    return sweep_figure(Sweep.from_json((RESULTS / file).read_text()))
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "masks": masks,
     "seen": seen,
@@ -150,6 +157,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "job-qwen3-0.6b": lambda: job("h200-qwen3-0.6b-static.json", "Qwen3-0.6B"),
     "job-qwen2.5-0.5b": lambda: job("h200-qwen2.5-0.5b-static.json", "Qwen2.5-0.5B"),
     "rows-llama-3.2-1b": lambda: job("h100-llama-3.2-1b-table.json", "Llama-3.2-1B"),
+    "sweep-llama-3.2-1b": lambda: sweep("h200-llama-3.2-1b-sweep.json"),
     "step": step,
 }
 

@@ -13,6 +13,7 @@ from trilithon.bench.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOURS = ("#2b6cb0", "#dd6b20", "#2f855a", "#b83280", "#744210", "#4a5568")
 _STYLES = {"Trilithon static cache": ("o", "-"), "HF static cache": ("s", ":")}  # marker, line
@@ -23,10 +24,17 @@ Size = Callable[[Table], int]
 def save_sweep_plot(sweep: Sweep, path: Path | str) -> Path:
     """Write the chart as a PNG, 150 dots an inch, without a display. A row that failed has no point; its floor stands."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = sweep_figure(sweep)
+    FigureCanvasAgg(figure)
+    return save_figure(figure, Path(path))
+
+
+def sweep_figure(sweep: Sweep) -> Figure:
+    """See `save_sweep_plot`; without a canvas."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6.2), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     _draw(left, sweep, along=context_of, apart=_batch_of)
     _draw(right, sweep, along=_batch_of, apart=context_of)
@@ -37,7 +45,7 @@ def save_sweep_plot(sweep: Sweep, path: Path | str) -> Path:
     footing = sweep.tables[0].footing()
     versions = ", ".join(f"{name} {version}" for name, version in sweep.tables[0].versions.items())
     figure.suptitle("\n".join((sweep.title(), footing[0], *textwrap.wrap(versions, 120))), fontsize=10, x=0.01, ha="left")
-    return save_figure(figure, Path(path))
+    return figure
 
 
 def _batch_of(table: Table) -> int:
