@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,15 @@ assert not {{"torch._dynamo", "sympy", "z3", "transformers"}} & set(sys.modules)
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == tokens(llama[1]).tolist()
+
+
+def test_what_inductor_compiles(llama: tuple[nn.Module, Compiled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts, steps and calls, traced by Dynamo as a whole; their kernels are not made here."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    llm = trilithon.compile(llama[0], max_tokens=64, options=Options(max_batch=2, inductor=True))
+    again = trilithon.load(llm.save(tmp_path / "saved"))
+    assert torch.equal(tokens(again), tokens(llama[1])) and "compiled by Inductor" in again.decoder.modules.prefill.note
+    assert torch.equal(again(IDS), llm(IDS))
 
 
 def test_guards_are_checked_and_the_general_program_runs(llama: tuple[nn.Module, Compiled], saved: Path) -> None:

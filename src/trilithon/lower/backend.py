@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from trilithon.errors import CannotLower, InputError
 from trilithon.lower.graph_data import GraphData, from_data, to_data
 from trilithon.lower.inputs import Input
-from trilithon.lower.native.lower import lower_native
+from trilithon.lower.native.lower import compiled, lower_native
 from trilithon.lower.native.one_product import one_product
 from trilithon.lower.native.prompt import Prompt, make_prompt
 from trilithon.lower.native.split_kv import has_triton
@@ -121,5 +121,5 @@ def lower_module(
         separate_writes(lowered, inputs)
         return make_prompt(lowered, inputs) if device == "cuda" and has_triton() else Prompt(lowered)
     if role == "sequence":
-        return torch.compile(lowered, dynamic=True, fullgraph=True)
+        return compiled(lowered, dynamic=True)  # type: ignore[no-any-return]
     return make_step(lowered, inputs) if device == "cuda" and has_triton() else compiled_step(lowered, inputs)

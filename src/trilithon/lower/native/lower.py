@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from trilithon.lower.native.attention import attend, attend_cache, attend_scores, first_slots, slots_in_use
 from trilithon.lower.native.emit import blocked, emit_bias, emit_cells, emit_mask
@@ -22,6 +23,12 @@ from trilithon.spec.masks import parse
 
 NO_TENSOR = ("causal", "full")
 Made = TypeVar("Made")
+
+
+def compiled(gm: GraphModule, *, dynamic: bool) -> Any:
+    """By Inductor, when it is first called; code that is yet to be written is written before, as Dynamo sees no other."""
+    _LazyGraphModule.force_recompile(gm)
+    return torch.compile(gm, dynamic=dynamic, fullgraph=True)
 
 
 def is_lowered_site(node: Node) -> bool:

@@ -22,7 +22,7 @@ from trilithon.lower.native.fused.operations import CannotFuse
 from trilithon.lower.native.gated import gate_products
 from trilithon.lower.native.hopper import LEAST_TOKENS
 from trilithon.lower.native.layers import in_layers
-from trilithon.lower.native.lower import is_lowered_site
+from trilithon.lower.native.lower import compiled, is_lowered_site
 from trilithon.lower.native.step import check_equal
 from trilithon.lower.native.writes import write_tokens
 from trilithon.rewrite.unlift import device_of
@@ -136,7 +136,7 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 def _compiled(part: GraphModule) -> nn.Module:
-    made: nn.Module = torch.compile(part, dynamic=True, fullgraph=True)  # type: ignore[assignment]
+    made: nn.Module = compiled(part, dynamic=True)
     return made
 
 

@@ -23,6 +23,7 @@ from trilithon.lower.native.fused.launch import TUNED_SLOTS, Attention
 from trilithon.lower.native.fused.meet import CannotMeet, meet_in_memory
 from trilithon.lower.native.fused.operations import CannotFuse
 from trilithon.lower.native.fused.tune import tune
+from trilithon.lower.native.lower import compiled
 from trilithon.rewrite.unlift import device_of
 from trilithon.stages import stage
 
@@ -157,7 +158,7 @@ class _Marked:
     @cached_property
     def compiled(self) -> Callable[..., Any]:
         """Made at the first call: Dynamo takes seconds to import."""
-        return torch.compile(self.plain, dynamic=False, fullgraph=True)
+        return compiled(self.plain, dynamic=False)  # type: ignore[no-any-return]
 
     def __call__(self, *inputs: Tensor) -> Any:
         for place, axis in self.free:  # a mark is of a tensor object, and views of a cache are new in each call
