@@ -21,6 +21,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 import trilithon
 from artefacts import file_of, names_of
 from runtime.plain_decoder import PlainDecoder
+from runtime.tiny_llama import tiny_llama
 from trilithon import Compiled, cli, compiler
 from trilithon.bench import candidates, demo, doctor
 from trilithon.bench.sweep_table import Sweep
@@ -59,20 +60,7 @@ def run(monkeypatch, capsys) -> Run:
 def folder(tmp_path_factory) -> Path:
     """A Llama of one layer with random weights over bytes, and its tokenizer."""
     path = tmp_path_factory.mktemp("tiny-llama")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    tiny_llama(vocab_size=256, num_hidden_layers=1, max_position_embeddings=256).save_pretrained(path)
     core = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in bytes_to_unicode().items()}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()

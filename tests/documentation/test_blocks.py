@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch.nn.functional import scaled_dot_product_attention
 
 import trilithon
 from documentation.blocks import ROOT, blocks, check, check_trilithon
+from runtime.tiny_llama import tiny_llama
 from trilithon.capture import presets
 from trilithon.integrations import dynamo
 from trilithon.lift.registry import HANDLERS
@@ -28,19 +28,7 @@ WITH_BLOCKS = [path for path in FILES if "```python" in path.read_text() or "```
 def model_folder(tmp_path_factory) -> Path:
     """A Llama of one layer over bytes, with random weights, and a tokenizer."""
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_llama(vocab_size=256, num_hidden_layers=1, max_position_embeddings=8192).save_pretrained(folder)
     trilithon.load_tokenizer("byte-llama").save_pretrained(folder)
     return folder
 
