@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ class Counted:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TRILITHON_CACHE", str(tmp_path))
+    return tmp_path
 
 
 def test_once_for_the_same_programs() -> None:
@@ -125,6 +127,19 @@ def test_a_folder_that_takes_nothing(
     for _ in range(2):
         compare_once(count, program(), program(), TOKENS)
     assert count.times == 2 and "what was found of a program is not kept: no space left on device" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change", [lambda text: text[:-1], lambda text: text.replace("tru", "fals"), lambda text: "true", lambda text: ""]
+)
+def test_again_where_a_file_was_changed(change: Callable[[str], str], own_folder: Path) -> None:
+    count = Counted()
+    compare_once(count, program(), program(), TOKENS)
+    (file,) = (own_folder / "kernels").glob("*.same")
+    whole = file.read_text()
+    file.write_text(change(whole))
+    compare_once(count, program(), program(), TOKENS)
+    assert count.times == 2 and file.read_text() == whole
 
 
 def test_sizes_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,12 +42,13 @@ class Remembered:
         self._source = source()
         by = gpu, torch.__version__, torch.version.cuda, triton_version(), self._source
         parts = [text_of(x) if isinstance(x, GraphModule) else x for x in known]
-        self._path: Path = kernel_folder() / f"{hashlib.sha256(repr((by, parts)).encode()).hexdigest()[:32]}.{what}"
+        self._path: Path = kernel_folder() / f"{_digest(repr((by, parts)))[:32]}.{what}"
 
     def read(self) -> Any:
-        """None where nothing is kept."""
+        """None where nothing is kept, or what is kept is not what was written."""
         try:
-            return json.loads(self._path.read_text())
+            digest, _, text = self._path.read_text().partition("\n")
+            return json.loads(text) if digest == _digest(text) else None
         except (OSError, ValueError):
             return None
 
@@ -55,9 +56,14 @@ class Remembered:
         if self._source is None:  # which may change
             return
         try:
-            replace_file(self._path, json.dumps(fact, separators=(",", ":")))
+            text = json.dumps(fact, separators=(",", ":"))
+            replace_file(self._path, f"{_digest(text)}\n{text}")
         except (OSError, TypeError) as error:
             log.warning("what was found of a program is not kept: %s", error)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
