@@ -3,8 +3,8 @@
 
 scripts/measure_start.py [MODEL] [--layers N] [--length 128] [--json FILE]
 
-All start with empty folders for what Triton, Inductor and Trilithon keep. An artefact is loaded twice, each time by a new
-process: with the folders of the compilation that saved it, and with empty ones, as on a machine that never saw the model.
+All start with empty folders for what Triton, Inductor and Trilithon keep. An artefact is loaded three times, each time by a new
+process: twice with the folders of the compilation that saved it, and with empty ones, as on a machine that never saw the model.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def main(
         kept = ["--one", "--length", str(length)]
         words = [model, *kept, "--save", saved, *(["--layers", str(layers)] if layers else [])]
         runs = {"from a configuration": by_process(here / "own", *words)}
-        runs["from an artefact"] = by_process(here / "own", saved, *kept)
+        for name in ("from an artefact", "from an artefact, a second time"):
+            runs[name] = by_process(here / "own", saved, *kept)
         runs["from an artefact, empty caches"] = by_process(here / "empty", saved, *kept)
     for name, run in runs.items():
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in run["seconds"].items())

@@ -121,5 +121,5 @@ def lower_module(
         separate_writes(lowered, inputs)
         return make_prompt(lowered, inputs) if device == "cuda" and has_triton() else Prompt(lowered)
     if role == "sequence":
-        return compiled(lowered, dynamic=True)  # type: ignore[no-any-return]
+        return compiled(lowered, dynamic=True)
     return make_step(lowered, inputs) if device == "cuda" and has_triton() else compiled_step(lowered, inputs)

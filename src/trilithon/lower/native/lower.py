@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
@@ -25,10 +26,11 @@ NO_TENSOR = ("causal", "full")
 Made = TypeVar("Made")
 
 
-def compiled(gm: GraphModule, *, dynamic: bool) -> Any:
+def compiled(gm: GraphModule, *, dynamic: bool) -> nn.Module:
     """By Inductor, when it is first called; code that is yet to be written is written before, as Dynamo sees no other."""
     _LazyGraphModule.force_recompile(gm)
-    return torch.compile(gm, dynamic=dynamic, fullgraph=True)
+    made: nn.Module = torch.compile(gm, dynamic=dynamic, fullgraph=True)  # type: ignore[assignment]
+    return made
 
 
 def is_lowered_site(node: Node) -> bool:

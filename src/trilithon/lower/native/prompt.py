@@ -136,8 +136,7 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 def _compiled(part: GraphModule) -> nn.Module:
-    made: nn.Module = compiled(part, dynamic=True)
-    return made
+    return compiled(part, dynamic=True)
 
 
 def _is_write(node: Node) -> bool:

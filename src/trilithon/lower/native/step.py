@@ -158,7 +158,7 @@ class _Marked:
     @cached_property
     def compiled(self) -> Callable[..., Any]:
         """Made at the first call: Dynamo takes seconds to import."""
-        return compiled(self.plain, dynamic=False)  # type: ignore[no-any-return]
+        return compiled(self.plain, dynamic=False)
 
     def __call__(self, *inputs: Tensor) -> Any:
         for place, axis in self.free:  # a mark is of a tensor object, and views of a cache are new in each call

@@ -69,7 +69,7 @@ def _digest(text: str) -> str:
 @cache
 def source() -> str | None:
     """A hash of what such facts are found by; None where there is no source."""
-    return source_digest("lower/native", "rewrite")
+    return source_digest("spec", "rewrite", "lower/native")
 
 
 def text_of(gm: GraphModule) -> Any:
