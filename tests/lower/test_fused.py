@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import importlib.util
 import json
@@ -10,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -317,6 +319,25 @@ def test_the_fastest_settings_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path
     for path in (tmp_path / "kernels").glob("*.json"):
         path.write_text('{"rows": 3, "warps": 1}' if path.name < "8" else '{"rows"')
     assert tune(fuse_step(gm, inputs), given(inputs, 5), measure) == measured
+
+
+@interpreted
+@torch.no_grad()
+def test_what_a_step_is_tuned_with_is_given_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At once: caches of full size are as large as those in use, and Python may not look for cycles for long."""
+    monkeypatch.setenv("TRILITHON_CACHE", str(tmp_path))
+    few_programs(monkeypatch)
+    gm, inputs, _ = step_of("llama")
+    fused, held = fuse_step(gm, inputs), given(inputs, 5)
+    gone = [weakref.ref(x) for x in held]
+    gc.collect()
+    gc.disable()
+    try:
+        assert tune(fused, held, lambda _: 1.0) >= 6
+        del held
+        assert [each() for each in gone] == [None] * len(gone)
+    finally:
+        gc.enable()
 
 
 @interpreted

@@ -117,17 +117,23 @@ def keep(settings: Mapping[str, Mapping[str, int]]) -> None:
 
 def calls_of(fused: GraphModule, inputs: list[Tensor]) -> dict[str, list[Call]]:
     """The calls of one run, by what decides how fast they are: source, tensors, settings, GPU, versions of compilers."""
-    found: dict[str, list[Call]] = defaultdict(list)
+    record = _Record(fused)
+    record.run(*inputs)
+    return record.found
 
-    class Record(Interpreter):
-        def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            kernel = self.fetch_attr(target)
-            if hasattr(kernel, "source"):
-                found[_key(kernel, [x for x in args if isinstance(x, Tensor)])].append((kernel, args))
-            return super().call_module(target, args, kwargs)
 
-    Record(fused).run(*inputs)
-    return found
+class _Record(Interpreter):
+    """Not a class of `calls_of` itself: with its closure it would keep the caches of `inputs` until Python looks for cycles."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[str, list[Call]] = defaultdict(list)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kernel = self.fetch_attr(target)
+        if hasattr(kernel, "source"):
+            self.found[_key(kernel, [x for x in args if isinstance(x, Tensor)])].append((kernel, args))
+        return super().call_module(target, args, kwargs)
 
 
 def _key(kernel: Any, tensors: list[Tensor]) -> str:
