@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Do processes that run TensorRT's engines side by side on one GPU end well, and what makes them (docs/backends.md, "A crash")?
 
-scripts/stress_tensorrt.py [MODEL] [--processes 6] [--variants plain,before,after,kept,alone] [--json FILE] [-- WORDS OF BENCH]
+scripts/stress_tensorrt.py [MODEL] [--processes 6] [--variants plain,before,...] [--json FILE] [-- WORDS OF BENCH]
 
 Each process is `trilithon bench MODEL`, by default of rows without a cache, which run an engine at as many lengths as there are
 new tokens. A variant changes one thing:
@@ -11,6 +11,7 @@ new tokens. A variant changes one thing:
     after    wait for it behind each run
     kept     an engine's file stays mapped after it was read
     alone    one process at a time runs an engine, to its end
+    caches   each process has its own folder for what CUDA's driver compiles
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from trilithon.cli import main as trilithon
 from trilithon.lower.tensorrt import execute
 from trilithon.report.versions import versions
 
-VARIANTS = ("plain", "before", "after", "kept", "alone")
+VARIANTS = ("plain", "before", "after", "kept", "alone", "caches")
 VARIANT, LOCK = "TRILITHON_STRESS", "TRILITHON_STRESS_LOCK"
 DEFAULT = ["--rows", "pytorch,trt-mask,trt-causal", "--repeats", "1"]
 
@@ -82,10 +83,11 @@ def ended(variant: str, words: list[str], processes: int, folder: Path) -> list[
     environment = os.environ | {VARIANT: variant, LOCK: str(folder / "lock")}
     logs = [folder / f"{variant}-{i}.log" for i in range(processes)]
     began = time.perf_counter()
-    running = [
-        subprocess.Popen([sys.executable, __file__, *words], env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT)
-        for log in logs
-    ]
+    running = []
+    for i, log in enumerate(logs):
+        own = {"CUDA_CACHE_PATH": str(folder / f"cache-{i}")} if variant == "caches" else {}
+        command = [sys.executable, __file__, *words]
+        running.append(subprocess.Popen(command, env=environment | own, stdout=log.open("wb"), stderr=subprocess.STDOUT))
     least, seconds = room(), dict[int, float]()
     while len(seconds) < processes:
         time.sleep(0.2)
@@ -94,9 +96,8 @@ def ended(variant: str, words: list[str], processes: int, folder: Path) -> list[
     found = []
     for i, (process, log) in enumerate(zip(running, logs, strict=True)):
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        found.append(
-            {"variant": variant, "code": process.returncode, "seconds": seconds[i], "last": "".join(lines[-1:])[:200], **least}
-        )
+        last = " | ".join(lines[-3:])[:400]
+        found.append({"variant": variant, "code": process.returncode, "seconds": seconds[i], "last": last, **least})
     return found
 
 
@@ -132,10 +133,10 @@ def main(
             for row in rows:
                 if row["code"]:
                     print(f"    {row['code']}: {row['last']}", flush=True)
-    if json is not None:
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        saved = {"model": model, "words": words or DEFAULT, "gpu": gpu, "runs": found, "versions": versions()}
-        json.write_text(json_module.dumps(saved, indent=1) + "\n")
+            if json is not None:  # after each: a later one may be ended by a limit
+                gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+                saved = {"model": model, "words": words or DEFAULT, "gpu": gpu, "runs": found, "versions": versions()}
+                json.write_text(json_module.dumps(saved, indent=1) + "\n")
 
 
 if __name__ == "__main__":
