@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Do processes that run TensorRT's engines side by side on one GPU end well, and what makes them (docs/backends.md, "A crash")?
 
-scripts/stress_tensorrt.py [MODEL] [--processes 6] [--variants plain,before,...] [--json FILE] [-- WORDS OF BENCH]
+scripts/stress_tensorrt.py [MODEL] [--processes 6] [--variants plain,ahead,...] [--json FILE] [-- WORDS OF BENCH]
 
 Each process is `trilithon bench MODEL`, by default of rows without a cache, which run an engine at as many lengths as there are
 new tokens. A variant changes one thing:
 
     plain    nothing
-    before   wait for the GPU before an engine is given other shapes
-    after    wait for it behind each run
+    ahead    an engine is given other shapes while it may still run, as before it waited for the GPU there
+    after    wait for the GPU behind each run
     kept     an engine's file stays mapped after it was read
     alone    one process at a time runs an engine, to its end
     caches   each process has its own folder for what CUDA's driver compiles
@@ -37,7 +37,7 @@ from trilithon.cli import main as trilithon
 from trilithon.lower.tensorrt import execute
 from trilithon.report.versions import versions
 
-VARIANTS = ("plain", "before", "after", "kept", "alone", "caches")
+VARIANTS = ("plain", "ahead", "after", "kept", "alone", "caches")
 VARIANT, LOCK = "TRILITHON_STRESS", "TRILITHON_STRESS_LOCK"
 DEFAULT = ["--rows", "pytorch,trt-mask,trt-causal", "--repeats", "1"]
 
@@ -65,8 +65,6 @@ def change(variant: str) -> None:
     run = execute.Executor.__call__
 
     def changed(self: execute.Executor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        if variant == "before":
-            torch.cuda.synchronize()
         with turn() if variant == "alone" else nullcontext():
             made = run(self, *tensors)
         if variant == "after":
@@ -74,6 +72,8 @@ def change(variant: str) -> None:
         return made
 
     execute.Executor.__call__ = changed  # type: ignore[method-assign]
+    if variant == "ahead":
+        execute.Executor._wait_for_other_shapes = lambda *_: None  # type: ignore[method-assign,assignment]
     if variant == "kept":
         execute.mmap = Kept  # type: ignore[attr-defined]
 

@@ -34,6 +34,7 @@ class Executor:
     def __init__(self, engine: Engine, weights: Mapping[str, Tensor], plan: mmap | None = None) -> None:
         self.engine, self.weights, self._plan = engine, dict(weights), plan
         self._written = set(engine.aliases.values())
+        self._shapes: tuple[torch.Size, ...] | None = None  # of the last call
 
     @property
     def _context(self) -> Any:
@@ -107,6 +108,7 @@ class Executor:
         context, place = self._context, mark()
         used = self._used
         held = [x.contiguous() for x in tensors]
+        self._wait_for_other_shapes(tuple(x.shape for x in held))
         for spec, x, given in zip(self.engine.inputs, held, tensors, strict=True):
             if spec.name not in used:
                 continue
@@ -130,6 +132,12 @@ class Executor:
                 todo="please report this with trilithon doctor",
             )
         return tuple(outputs)
+
+    def _wait_for_other_shapes(self, shapes: tuple[torch.Size, ...]) -> None:
+        """Before a context gets other shapes: it may keep on the host what a run still reads."""
+        if self._shapes not in (None, shapes) and not torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        self._shapes = shapes
 
     def _enqueue(self, context: Any) -> bool:
         """Run behind what PyTorch's current stream holds; on the default stream TensorRT would wait for the GPU."""
