@@ -153,9 +153,9 @@ def sweep(file: str) -> Figure:
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "masks": masks,
     "seen": seen,
-    "job-llama-3.2-1b": lambda: job("h200-llama-3.2-1b-static.json", "Llama-3.2-1B"),
-    "job-qwen3-0.6b": lambda: job("h200-qwen3-0.6b-static.json", "Qwen3-0.6B"),
-    "job-qwen2.5-0.5b": lambda: job("h200-qwen2.5-0.5b-static.json", "Qwen2.5-0.5B"),
+    "job-llama-3.2-1b": lambda: job("h200-llama-3.2-1b.json", "Llama-3.2-1B"),
+    "job-qwen3-0.6b": lambda: job("h200-qwen3-0.6b.json", "Qwen3-0.6B"),
+    "job-qwen2.5-0.5b": lambda: job("h200-qwen2.5-0.5b.json", "Qwen2.5-0.5B"),
     "rows-llama-3.2-1b": lambda: job("h100-llama-3.2-1b-table.json", "Llama-3.2-1B"),
     "sweep-llama-3.2-1b": lambda: sweep("h200-llama-3.2-1b-sweep.json"),
     "step": step,
