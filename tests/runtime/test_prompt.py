@@ -24,7 +24,7 @@ from trilithon.lower.native.prompt import Prompt
 from trilithon.runtime import prompt as prompt_module
 from trilithon.runtime import step as step_module
 from trilithon.runtime.decoder import CachedDecoder
-from trilithon.runtime.prompt import MOST_GRAPHS, PromptGraphs, bucket
+from trilithon.runtime.prompt import PromptGraphs, bucket
 
 TOKENS = 220
 
@@ -155,7 +155,8 @@ def test_graphs_are_dropped_when_the_cache_moves(recorder: Recorder) -> None:
     torch.testing.assert_close(decoder.decode(step), plain.decode(step))
 
 
-def test_four_graphs_are_kept() -> None:
+def test_the_graphs_that_are_used_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_module, "MOST_GRAPHS", 4)
     calls: list[int] = []
     graphs = PromptGraphs(lambda tokens, start, counts: calls.append(tokens.shape[1]) or torch.zeros(1, 1, 3))
     start = torch.zeros(1, dtype=torch.int64)
@@ -164,18 +165,17 @@ def test_four_graphs_are_kept() -> None:
         graphs(torch.zeros(1, tokens, dtype=torch.int64), start, start + tokens)
 
     recorder = Recorder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompt_module, "captured", recorder.captured)
-        for tokens in (1, 2, 3, 4):
-            run(tokens), run(tokens)
-        run(1)
-        assert recorder.captures == MOST_GRAPHS == len(graphs._graphs)
-        run(5), run(5)
-        assert [size[1] for size in graphs._graphs] == [3, 4, 1, 5]  # 2 was used least recently
-        run(2)
-        assert recorder.captures == 5
-        run(2)
-        assert recorder.captures == 6 and [size[1] for size in graphs._graphs] == [4, 1, 5, 2]
+    monkeypatch.setattr(prompt_module, "captured", recorder.captured)
+    for tokens in (1, 2, 3, 4):
+        run(tokens), run(tokens)
+    run(1)
+    assert recorder.captures == 4 == len(graphs._graphs)
+    run(5), run(5)
+    assert [size[1] for size in graphs._graphs] == [3, 4, 1, 5]  # 2 was used least recently
+    run(2)
+    assert recorder.captures == 5
+    run(2)
+    assert recorder.captures == 6 and [size[1] for size in graphs._graphs] == [4, 1, 5, 2]
 
 
 def test_what_a_graph_reads_outlives_the_capture(monkeypatch: pytest.MonkeyPatch) -> None:
