@@ -37,7 +37,8 @@ def test_a_kernel_that_does_not_compile_holds_no_caller() -> None:
 
     def caller() -> weakref.ref[Model]:
         model = Model()
-        tune._compile([(kernel(prepare=prepare), ())])
+        one = kernel(prepare=prepare)
+        tune._compile([(one, ())], {id(one)})
         return weakref.ref(model)
 
     gone = caller()

@@ -151,7 +151,7 @@ def attend_half(
     copy_out(made.to(result.dtype), queries, result, own, head * BLOCK_D)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["tokens", "heads", "group", "reach"])
 def causal(
     q, k, v, result, tokens, heads, group, scale, reach, KIND: gl.constexpr, BLOCK_D: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip

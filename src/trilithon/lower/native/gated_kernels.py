@@ -25,7 +25,7 @@ def activated(x, ACT: tl.constexpr):
         return 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def gated(
     x, weight, result, m, n, k,
     ACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,

@@ -17,6 +17,7 @@ from torch.fx.experimental import _config as shape_config
 
 from trilithon.lower.inputs import Input
 from trilithon.lower.native.compared import compare_once
+from trilithon.lower.native.fused.ahead import prepare_all
 from trilithon.lower.native.fused.fuse_prompt import fuse_prompt
 from trilithon.lower.native.fused.operations import CannotFuse
 from trilithon.lower.native.gated import gate_products
@@ -112,7 +113,7 @@ def _compare(plain: GraphModule, fused: GraphModule, inputs: tuple[Input, ...]) 
     device, most = device_of(plain), inputs[0].axes[1].high
     generator = torch.Generator(device).manual_seed(0)
     slots = [min(x.axes[2].high, TRIED_TOKENS) for x in inputs[3:]]
-    for length in dict.fromkeys((1, min(most, TRIED_TOKENS))):
+    for length in dict.fromkeys((min(most, TRIED_TOKENS), 1)):
         real = max(1, length - TRIED_PADDING)
         tokens = torch.randint(LEAST_WORDS, (1, length), generator=generator, device=device).to(inputs[0].dtype)
         start, counts = (torch.full((1,), n, dtype=torch.int64, device=device) for n in (0, real))
@@ -122,6 +123,8 @@ def _compare(plain: GraphModule, fused: GraphModule, inputs: tuple[Input, ...]) 
                 torch.zeros((1, x.axes[1].high, t, x.axes[3].high), dtype=x.dtype, device=device)
                 for x, t in zip(inputs[3:], slots, strict=True)
             ]
+            if module is fused:
+                prepare_all(fused, [tokens, start, counts, *caches])
             found.append([module(tokens, start, counts, *caches), *caches])
         expected, made = found
         check_equal(expected, made, f"a prompt of {real} tokens")

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["s", "t"])
 def write(
     x, cache, starts, counts, x_b, x_g, x_s, c_b, c_g, c_t, g, s, t, d,
     BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,

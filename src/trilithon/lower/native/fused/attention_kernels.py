@@ -117,7 +117,7 @@ def leave(best, total, acc, sums, marks, head, inside, part, splits, E: tl.const
     tl.store(marks + place * 2 + 1, total[:, None], mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["t", "splits"])
 def put_together(
     sums, marks, result, starts, t, splits,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr, BLOCK_N: tl.constexpr,

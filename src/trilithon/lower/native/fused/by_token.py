@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
 
 from trilithon.lower.native.fused.expressions import Emitter, Frame
-from trilithon.lower.native.fused.launch import kernel_of
+from trilithon.lower.native.fused.launch import Generated, Launch, Made
 from trilithon.lower.native.fused.operations import extent, numel, padded, refuse
 from trilithon.lower.native.fused.text import MOST_VALUES, Text, arranged, kernel_text, needed_by_others
 from trilithon.rewrite.cache_ops import real_positions, token_positions
@@ -139,36 +139,37 @@ def _place(frame: Frame, width: int) -> str:
     return frame.column if frame.row == "0" else f"{frame.row} * {width} + {frame.column}"
 
 
-class ByToken(nn.Module):
+class ByToken(Generated):
     """See `text_of_tokens`.
 
     Attributes:
-        results: shape of each value for one token, which of its axes runs over tokens, and its type.
+        results: shape of each value for one token, and its type.
+        axes: which of the axes of each runs over tokens.
         caches: how many it writes.
     """
 
     def __init__(self, text: Text, pieces: Sequence[Piece], axis_of: Callable[[Node], int]) -> None:
-        super().__init__()
-        self.name, self.source = text.name, text.source
-        self.results = [(tuple(x.meta["val"].shape), axis_of(x), x.meta["val"].dtype) for x in text.makes]
+        super().__init__(text)
+        self.axes = [axis_of(x) for x in text.makes]
         self.caches, self.pieces = sum(p.cache is not None for p in pieces), len(pieces)
         numbers = max(padded(a) * padded(b) for a, b in (extent(p.node) for p in pieces))
         self.warps = max(1, min(MOST_WARPS, numbers // A_WARP))
 
-    def forward(self, tokens: Tensor, *reads: Tensor) -> tuple[Tensor, ...]:
+    def call(self, *reads: Tensor) -> tuple[list[Launch], Made]:
         """The values, with all tokens.
 
         Args:
-            tokens: `[1 s]`.
-            reads: what stands in memory, token by token; then the caches.
+            reads: tokens, `[1 s]`; what stands in memory, token by token; then the caches.
         """
+        tokens, *others = reads
         s = tokens.shape[1]
-        leaves, caches = reads[: len(reads) - self.caches], reads[len(reads) - self.caches :]
-        made = [tokens.new_empty((s, *_without(shape, axis)), dtype=dtype) for shape, axis, dtype in self.results]
+        leaves, caches = others[: len(others) - self.caches], others[len(others) - self.caches :]
+        shapes = [(s, *_without(shape, axis)) for (shape, _), axis in zip(self.results, self.axes, strict=True)]
+        made = [tokens.new_empty(shape, dtype=dtype) for shape, (_, dtype) in zip(shapes, self.results, strict=True)]
         kept = [x for c in caches for x in (c, c.stride(1), c.stride(2), c.shape[2])]
         options = {"num_warps": self.warps, "PDL": False}  # an early start gains nothing beside PyTorch's products
-        kernel_of(self.name, self.source)[(s, self.pieces)](*(x.contiguous() for x in leaves), *made, *kept, **options)
-        return tuple(x.movedim(0, axis) for x, (_, axis, _) in zip(made, self.results, strict=True))
+        launch = self.function, (s, self.pieces), (*(x.contiguous() for x in leaves), *made, *kept), options
+        return [launch], tuple(x.movedim(0, axis) for x, axis in zip(made, self.axes, strict=True))
 
 
 def _without(shape: Sizes, axis: int) -> Iterator[int]:

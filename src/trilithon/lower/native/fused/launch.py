@@ -72,21 +72,41 @@ def dependent_launch(device: torch.device) -> dict[str, Any]:
     return {"PDL": able, **({"launch_pdl": True} if able else {})}
 
 
-class _Generated(nn.Module):
-    """A kernel with what it makes.
+Launch = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]  # a Triton function, how many programs, what it takes
+Made = Tensor | tuple[Tensor, ...]
+
+
+class Kernel(nn.Module):
+    """Triton kernels, and what they make.
 
     Attributes:
         launches: kernels of a call.
-        name, source: of the kernel.
-        results: shape and type of each value it makes.
+        name, source: of the kernel; one that is not generated has no source.
     """
 
     launches = 1
+    name: str
+    source = ""
 
-    def __init__(self, text: Text) -> None:
-        super().__init__()
-        self.name, self.source = text.name, text.source
-        self.results = [(tuple(x.meta["val"].shape), x.meta["val"].dtype) for x in text.makes]
+    def call(self, *reads: Tensor) -> tuple[list[Launch], Made]:
+        """What a call launches, and what that makes."""
+        raise NotImplementedError
+
+    def forward(self, *reads: Tensor) -> Made:
+        launches, made = self.call(*reads)
+        for function, programs, args, options in launches:
+            function[programs](*args, **options)
+        return made
+
+    def prepare(self, *reads: Tensor) -> None:
+        """Compile what `forward` would launch."""
+        for function, programs, args, options in self.call(*reads)[0]:
+            function.warmup(*args, grid=programs, **options)
+
+    def zeros(self, *reads: Tensor) -> Made:
+        """In place of what `forward` makes, without a launch."""
+        made = self.call(*reads)[1]
+        return made.zero_() if isinstance(made, Tensor) else tuple(x.zero_() for x in made)
 
     def candidates(self) -> list[dict[str, int]]:
         """Settings that may be fastest, the present ones first; none where there is no choice."""
@@ -99,33 +119,37 @@ class _Generated(nn.Module):
         for name, value in settings.items():
             setattr(self, name, value)
 
-    def made(self, like: Tensor) -> list[Tensor]:
-        return [like.new_empty(shape, dtype=dtype) for shape, dtype in self.results]
 
-    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
-        """How many programs, what they make, and what the kernel takes."""
-        raise NotImplementedError
+class Generated(Kernel):
+    """A kernel that was written for a region of a graph.
 
-    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
-        programs, made, args, options = self.call(*reads)
-        kernel_of(self.name, self.source)[(programs,)](*args, **options)
-        return tuple(made)
+    Attributes:
+        results: shape and type of each value it makes.
+    """
 
-    def prepare(self, *reads: Tensor) -> None:
-        """Compile what `forward` would launch."""
-        programs, _, args, options = self.call(*reads)
-        kernel_of(self.name, self.source).warmup(*args, grid=(programs,), **options)
+    def __init__(self, text: Text) -> None:
+        super().__init__()
+        self.name, self.source = text.name, text.source
+        self.results = [(tuple(x.meta["val"].shape), x.meta["val"].dtype) for x in text.makes]
+
+    @property
+    def function(self) -> Any:
+        return kernel_of(self.name, self.source)
+
+    def made(self, like: Tensor) -> tuple[Tensor, ...]:
+        return tuple(like.new_empty(shape, dtype=dtype) for shape, dtype in self.results)
 
 
-class Values(_Generated):
+class Values(Generated):
     """See `text_of_values`."""
 
-    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
+    def call(self, *reads: Tensor) -> tuple[list[Launch], Made]:
         made = self.made(reads[0])
-        return len(made), made, (*reads, *made), {"num_warps": 4, **_launch(self, reads[0].device)}
+        options = {"num_warps": 4, **_launch(self, reads[0].device)}
+        return [(self.function, (len(made),), (*reads, *made), options)], made
 
 
-class Products(_Generated):
+class Products(Generated):
     """See `text_of_products`.
 
     Attributes:
@@ -149,11 +173,11 @@ class Products(_Generated):
             shapes += [(min(MOST_ROWS, warps * held // numbers), warps) for held in (A_WARP, A_WARP // 2, 2 * A_WARP)]
         return [{"rows": rows, "warps": warps} for rows, warps in dict.fromkeys(shapes) if rows]
 
-    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
+    def call(self, *reads: Tensor) -> tuple[list[Launch], Made]:
         made = self.made(reads[0])
         programs = sum(-(-n // self.rows) for n in self.widths)
         options = {"ROWS": self.rows, "num_warps": self.warps, **_launch(self, reads[0].device)}
-        return programs, made, (*reads, *made), options
+        return [(self.function, (programs,), (*reads, *made), options)], made
 
 
 def tile(width: int, widths: list[int], matrices: int) -> tuple[int, int]:
@@ -171,24 +195,25 @@ def tile(width: int, widths: list[int], matrices: int) -> tuple[int, int]:
     return min(rows, 1 << (fair.bit_length() - 1)), warps
 
 
-class Largest(nn.Module):
+class Largest(Kernel):
     """The place of the largest number, `[1]` int64; of equal ones the first."""
+
+    name = "largest"
 
     def __init__(self) -> None:
         super().__init__()
         self._arrived = Arrived()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def call(self, *reads: Tensor) -> tuple[list[Launch], Made]:
         from trilithon.lower.native.fused.step_kernels import largest
 
+        (x,) = reads
         result = x.new_empty(1, dtype=torch.int64)
         programs = -(-x.numel() // PIECE)
         values, places = x.new_empty(programs, dtype=torch.float32), x.new_empty(programs, dtype=torch.int32)
-        largest[(programs,)](
-            x, result, values, places, self._arrived(1, x.device), x.numel(),
-            BLOCK=PIECE, BLOCK_P=padded(programs), num_warps=4, **_launch(self, x.device),
-        )  # fmt: skip
-        return result
+        args = x, result, values, places, self._arrived(1, x.device), x.numel()
+        options = {"BLOCK": PIECE, "BLOCK_P": padded(programs), "num_warps": 4, **_launch(self, x.device)}
+        return [(largest, (programs,), args, options)], result
 
 
 class Arrived:
@@ -203,7 +228,7 @@ class Arrived:
         return self.counts
 
 
-class Attention(_Generated):
+class Attention(Generated):
     """See `text_of_attention`; a second kernel puts together what its programs find. The caches are written in place.
 
     Attributes:
@@ -242,36 +267,17 @@ class Attention(_Generated):
         names = ("block_n", "splits", "warps", "share")
         return [dict(zip(names, each, strict=True)) for each in dict.fromkeys(found) if each[-1] <= most]
 
-    def call(self, *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
-        k, v, _, *others = reads
+    def call(self, *reads: Tensor) -> tuple[list[Launch], Made]:
+        from trilithon.lower.native.fused.attention_kernels import put_together
+
+        k, v, start, *others = reads
         g, n, _, e = self.sizes
         found = [k.new_empty(g * n, self.splits + 1, width, dtype=torch.float32) for width in (e, 2)]
         args = (*others, k, v, *found, *k.stride()[1:3], *v.stride()[1:3], k.shape[2], self.splits)
-        options = {"BLOCK_N": self.block_n, "num_warps": self.warps, "num_stages": 2}
-        return g * (self.splits + 1), found, args, {**options, **_launch(self, k.device)}
-
-    def _second(self, found: list[Tensor], *reads: Tensor) -> tuple[int, list[Tensor], tuple[Any, ...], dict[str, Any]]:
-        """As `call`, of what puts together."""
-        k, _, start, *_ = reads
-        g, n, _, e = self.sizes
+        options = {"BLOCK_N": self.block_n, "num_warps": self.warps, "num_stages": 2, **_launch(self, k.device)}
+        first = self.function, (g * (self.splits + 1),), args, options
         made, parts = self.made(k), padded(self.splits + 1)
         warps = max(1, min(MOST_WARPS, parts * self.share // HELD))
-        options = {**self.mask, "BLOCK_N": self.block_n, "E": e, "BLOCK_S": parts, "SHARE": self.share, "num_warps": warps}
-        args = (*found, *made, start, k.shape[2], self.splits)
-        return g * n * -(-e // self.share), made, args, {**options, **dependent_launch(k.device)}
-
-    def forward(self, *reads: Tensor) -> tuple[Tensor, ...]:
-        from trilithon.lower.native.fused.attention_kernels import put_together
-
-        programs, found, args, options = self.call(*reads)
-        kernel_of(self.name, self.source)[(programs,)](*args, **options)
-        programs, made, args, options = self._second(found, *reads)
-        put_together[(programs,)](*args, **options)
-        return tuple(made)
-
-    def prepare(self, *reads: Tensor) -> None:
-        from trilithon.lower.native.fused.attention_kernels import put_together
-
-        super().prepare(*reads)
-        programs, _, args, options = self._second(self.call(*reads)[1], *reads)
-        put_together.warmup(*args, grid=(programs,), **options)
+        sizes = {"BLOCK_N": self.block_n, "E": e, "BLOCK_S": parts, "SHARE": self.share, "num_warps": warps}
+        second = (*found, *made, start, k.shape[2], self.splits), {**self.mask, **sizes, **dependent_launch(k.device)}
+        return [first, (put_together, (g * n * -(-e // self.share),), *second)], made

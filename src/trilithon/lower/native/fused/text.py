@@ -21,13 +21,14 @@ from trilithon.lower.native.fused.step_kernels import let_next_start, wait
 from trilithon.lower.native.split_kv_kernels import tanh
 
 
-@triton.jit
+@triton.jit(do_not_specialize={plain})
 def {name}({parameters}):
 '''
 LARGE = 1 << 31
 MOST_VALUES = 1 << 16  # numbers that one program makes
 FEW_QUERIES = 8  # of a key head; they are made one by one, since few rows of a tile would be theirs
 NAMES = re.compile(r"[A-Za-z_]\w*")
+PLAIN = re.compile(r"\b(?:t|splits|c\d+_slots)\b")  # numbers whose factors help no kernel: Triton compiles it once for all
 
 
 @dataclass(frozen=True)
@@ -283,4 +284,5 @@ def _of_head(row: str, emitter: Emitter, width: int, inside: str = "") -> Frame:
 def kernel_text(name: str, leaves: Sequence[Node], makes: Sequence[Node], lines: Sequence[str], more: str) -> Text:
     names = ", ".join([f"p{i}" for i in range(len(leaves))] + [f"o{i}" for i in range(len(makes))] + [more])
     body = "".join(f"    {line}\n" for line in lines)
-    return Text(name, HEADER.format(name=name, parameters=names) + body, tuple(leaves), tuple(makes))
+    header = HEADER.format(name=name, parameters=names, plain=PLAIN.findall(more))
+    return Text(name, header + body, tuple(leaves), tuple(makes))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -19,18 +16,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule
 
 from trilithon.folders import replace_file
 from trilithon.lower.cuda_graph import captured
-from trilithon.lower.native.fused.launch import kernel_folder
+from trilithon.lower.native.fused.ahead import Args, dry_run, forget_frames, on_all_cores, prepare
+from trilithon.lower.native.fused.launch import Kernel, kernel_folder
 
 REPLAYS = 10
 ROUNDS = 3  # of replays; the fastest counts
 GAIN = 0.998  # other settings must make the step faster than the present ones by so much
 KEY = re.compile("[0-9a-f]{24}-[0-9a-f]{8}")  # of a kernel, and of the step that it is in
 log = logging.getLogger(__name__)
-Call = tuple[Any, tuple[Any, ...]]  # a kernel, and what it is called with
+Call = tuple[Kernel, Args]  # and what it is called with
 
 
 def tune(
@@ -54,23 +52,24 @@ def tune(
     def of_step(_: list[Any]) -> float:
         return seconds_of([(fused, tuple(inputs))])
 
-    found = {key: calls for key, calls in calls_of(fused, inputs).items() if len(calls[0][0].candidates()) > 1}
+    calls = calls_of(fused, inputs)
+    found = {key: same for key, same in calls.items() if len(same[0][0].candidates()) > 1}
     step = hashlib.sha256(repr(sorted(found)).encode()).hexdigest()[:8]
-    keys = {f"{key}-{step}": calls for key, calls in found.items()}
+    keys = {f"{key}-{step}": same for key, same in found.items()}
     unknown: dict[str, list[Call]] = {}
-    for key, calls in keys.items():
-        settings = _read(_path(key), calls[0][0])
+    for key, same in keys.items():
+        settings = _read(_path(key), same[0][0])
         if settings is None:
-            unknown[key] = calls
+            unknown[key] = same
             continue
-        for kernel, _ in calls:
+        for kernel, _ in same:
             kernel.use(settings)
     if inputs[0].is_cuda:
-        _compile([calls[0] for calls in unknown.values()])
-    for key, calls in sorted(unknown.items(), key=lambda x: -len(x[1])):  # first what is called most
-        _write(_path(key), _fastest([kernel for kernel, _ in calls], measure or of_step))
+        _compile([same[0] for same in calls.values()], {id(same[0][0]) for same in unknown.values()})
+    for key, same in sorted(unknown.items(), key=lambda x: -len(x[1])):  # first what is called most
+        _write(_path(key), _fastest([kernel for kernel, _ in same], measure or of_step))
     if chosen is not None:
-        chosen |= {key: dict(calls[0][0].settings()) for key, calls in keys.items()}
+        chosen |= {key: dict(same[0][0].settings()) for key, same in keys.items()}
     return len(unknown)
 
 
@@ -78,28 +77,15 @@ def _path(key: str) -> Path:
     return kernel_folder() / f"{key}.json"
 
 
-def _compile(calls: list[Call]) -> None:
-    """All candidates, on all cores at once where Triton can; the first launch compiles what is missing, or says why not."""
-    import triton
-
-    if not hasattr(triton, "AsyncCompileMode"):
-        return
-    with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool, ignore_errors=True) as mode:
+def _compile(calls: list[Call], tuned: Collection[int]) -> None:
+    """Kernels with their settings, and all candidates of those whose ids are `tuned`."""
+    with on_all_cores():
         for kernel, args in calls:
             own = kernel.settings()
-            for settings in kernel.candidates():
+            for settings in kernel.candidates() if id(kernel) in tuned else [own]:
                 kernel.use(settings)
-                with suppress(Exception):
-                    kernel.prepare(*args)
+                prepare(kernel, args)
             kernel.use(own)
-    for future in mode.raw_futures:
-        _forget_frames(future.exception())
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Triton keeps the error of a kernel that does not compile, and an error the frames it went through, with all they hold."""
-    while error is not None:
-        error.__traceback__, error = None, error.__cause__
 
 
 def keep(settings: Mapping[str, Mapping[str, int]]) -> None:
@@ -117,23 +103,13 @@ def keep(settings: Mapping[str, Mapping[str, int]]) -> None:
 
 def calls_of(fused: GraphModule, inputs: list[Tensor]) -> dict[str, list[Call]]:
     """The calls of one run, by what decides how fast they are: source, tensors, settings, GPU, versions of compilers."""
-    record = _Record(fused)
-    record.run(*inputs)
-    return record.found
+    found: dict[str, list[Call]] = defaultdict(list)
 
+    def seen(kernel: Kernel, args: Args) -> None:
+        found[_key(kernel, [x for x in args if isinstance(x, Tensor)])].append((kernel, args))
 
-class _Record(Interpreter):
-    """Not a class of `calls_of` itself: with its closure it would keep the caches of `inputs` until Python looks for cycles."""
-
-    def __init__(self, module: GraphModule) -> None:
-        super().__init__(module)
-        self.found: dict[str, list[Call]] = defaultdict(list)
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        kernel = self.fetch_attr(target)
-        if hasattr(kernel, "source"):
-            self.found[_key(kernel, [x for x in args if isinstance(x, Tensor)])].append((kernel, args))
-        return super().call_module(target, args, kwargs)
+    dry_run(fused, inputs, seen)
+    return found
 
 
 def _key(kernel: Any, tensors: list[Tensor]) -> str:
@@ -163,7 +139,7 @@ def _fastest(kernels: list[Any], measure: Callable[[list[Any]], float]) -> dict[
             seconds = measure(kernels)
         except Exception as error:  # Triton's errors have no common class; e.g. too much shared memory
             log.debug("%s cannot run with %s: %s", kernels[0].name, settings, error)
-            _forget_frames(error)
+            forget_frames(error)
             continue
         if seconds < least * (1.0 if settings == own else GAIN):
             best, least = settings, seconds
@@ -173,7 +149,7 @@ def _fastest(kernels: list[Any], measure: Callable[[list[Any]], float]) -> dict[
     return dict(best)
 
 
-def seconds_of(calls: list[Call]) -> float:
+def seconds_of(calls: Sequence[tuple[Callable[..., Any], Args]]) -> float:
     """Of all calls, one behind the other in a CUDA graph."""
 
     def run() -> None:
