@@ -1,4 +1,4 @@
-"""Products of one vector as one: prompts do what they did, and the model holds each matrix once."""
+"""Products of one vector as one: prompts and steps do what they did, and the model holds each matrix once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from torch.fx import GraphModule
 
 from lower.test_prompt_parts import given, parts, program_of, prompt_of
 from trilithon.lower import cuda_graph
+from trilithon.lower.inputs import cached_inputs
+from trilithon.lower.native.fused.fuse import fuse_step
 from trilithon.lower.native.layers import in_layers
 from trilithon.lower.native.lower import is_lowered_site, lower_native
 from trilithon.lower.native.one_product import one_product
 from trilithon.lower.native.writes import separate_writes
 from trilithon.lower.products import LINEAR, attribute
+from trilithon.rewrite.insert_cache import cache_shapes, insert_cache
 from trilithon.rewrite.unlift import unlift
 
 
@@ -48,6 +51,28 @@ def test_prompts_do_what_they_did(name: str, layers: int, each: int) -> None:
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
     after = gm.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@torch.no_grad()
+def test_steps_of_several_rows_do_what_they_did() -> None:
+    """Rows with as many tokens in their caches as they have; the generated kernels of one row read the matrices as they are."""
+    program = program_of("qwen3", 2)
+    gm = lower_native(insert_cache(program, "step"), split=True)
+    inputs = cached_inputs(gm, cache_shapes(program), 24, 3, most_tokens=1)
+    generator = torch.Generator().manual_seed(0)
+    caches = [torch.randn([x.high for x in own.axes], generator=generator) for own in inputs[3:]]
+    own = [torch.tensor([[4], [5], [6]]), torch.tensor([3, 0, 9]), torch.ones(3, dtype=torch.int64)]
+    mine, theirs = ([x.clone() for x in caches] for _ in range(2))
+    fused = fuse_step(gm, inputs)
+    read = {key: value.clone() for key, value in fused.state_dict().items()}
+    want = gm(*own, *theirs)
+    one_product(gm)
+    assert linears(gm) == 2 * 4 + 1
+    for a, b in zip([*gm(*own, *mine), *mine], [*want, *theirs], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(fused.state_dict()[key], value) for key, value in read.items())
+    merged = {x.untyped_storage().data_ptr() for key, x in gm.named_buffers() if key.startswith("merged")}
+    assert sum(x.untyped_storage().data_ptr() in merged for x in fused.state_dict().values()) == 2 * 5  # q, k, v; gate, up
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ def lower_module(
     device = device_of(gm).type
     wanted = device == "cuda" and role != "sequence" if options.inductor is None else options.inductor
     lowered = lower_native(gm, trim=device == "cpu" and not wanted, split=device == "cuda" and has_triton())
-    if device == "cuda" and role != "step":  # kernels of a step read several matrices as they are
+    if device == "cuda" and role != "step":  # see `make_step`
         one_product(lowered)
     if not wanted:
         return lowered

@@ -1,4 +1,4 @@
-"""Products of one vector as one, where PyTorch runs them: a prompt's are larger, and fewer kernels."""
+"""Products of one vector as one, where PyTorch runs them: they are larger, and fewer kernels."""
 
 from __future__ import annotations
 

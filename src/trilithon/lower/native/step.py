@@ -24,6 +24,7 @@ from trilithon.lower.native.fused.meet import CannotMeet, meet_in_memory
 from trilithon.lower.native.fused.operations import CannotFuse
 from trilithon.lower.native.fused.tune import tune
 from trilithon.lower.native.lower import compiled
+from trilithon.lower.native.one_product import one_product
 from trilithon.rewrite.unlift import device_of
 from trilithon.stages import stage
 
@@ -87,7 +88,7 @@ def make_step(gm: GraphModule, inputs: tuple[Input, ...]) -> NativeStep:
         )
         fused, gm, how = _meeting(fused, gm, inputs)
     spread_argmax(gm)
-    general = compiled_step(gm, inputs)
+    general = compiled_step(one_product(gm), inputs)  # those of one row read several matrices as they are
     if fused is None:
         return NativeStep(general, None, f"decode: compiled by Inductor; no generated kernels: {refused}")
     note = f"decode: {kernels} generated kernels a token for one row; for more, compiled by Inductor{how}"
