@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 import trilithon
-from trilithon.bench.timing import measure
+from trilithon.bench.timing import kernels_of, measure
 from trilithon.report.versions import versions
 from trilithon.runtime.decoder import CachedDecoder
 
@@ -42,12 +41,7 @@ def main(
     llm = trilithon.compile(module, max_tokens=length + 256)
     ids, pad = torch.randint(3, 1000, (1, length), device=device), torch.zeros(1, dtype=torch.int64, device=device)
     whole = replayed(llm.decoder, ids, pad)
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
-        llm.decoder.prefill(ids, pad)
-        torch.cuda.synchronize()
-    found = [e for e in profiled.key_averages() if e.self_device_time_total and not e.key.startswith("aten::")]
-    found.sort(key=lambda e: -e.self_device_time_total)
-    kernels: list[dict[str, Any]] = [{"kernel": e.key, "calls": e.count, "us": e.self_device_time_total} for e in found]
+    kernels = kernels_of(lambda: llm.decoder.prefill(ids, pad))
     gpu = torch.cuda.get_device_name()
     print(f"{gpu}: {model}, {length} tokens in {whole * 1e3:.2f} ms; {llm.start_up}")
     ms = {"prompt_ms": whole * 1e3}

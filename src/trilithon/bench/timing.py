@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from trilithon.errors import InputError
 from trilithon.lower.cuda_graph import captured
@@ -94,6 +96,16 @@ def per_call(call: Callable[[], object], *, calls: int = 20, repeats: int = 5) -
     """Seconds of one of so many calls in a CUDA graph, without the host's time; of the fastest replay."""
     graph, _ = captured(lambda: [call() for _ in range(calls)])
     return measure(graph.replay, repeats=repeats, device=torch.device("cuda")).minimum / calls
+
+
+def kernels_of(call: Callable[[], object]) -> list[dict[str, Any]]:
+    """What a GPU runs in a call, by torch.profiler: of each `kernel` how many `calls`, and `us` in all; the longest first."""
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
+        call()
+        torch.cuda.synchronize()
+    found = [e for e in profiled.key_averages() if e.self_device_time_total and not e.key.startswith("aten::")]
+    found.sort(key=lambda e: -e.self_device_time_total)
+    return [{"kernel": e.key, "calls": e.count, "us": e.self_device_time_total} for e in found]
 
 
 def synchronize(device: torch.device) -> None:
