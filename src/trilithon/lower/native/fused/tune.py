@@ -66,6 +66,7 @@ def tune(
             kernel.use(settings)
     if inputs[0].is_cuda:
         _compile([same[0] for same in calls.values()], {id(same[0][0]) for same in unknown.values()})
+        fused(*inputs)  # raises where a kernel cannot run at all
     for key, same in sorted(unknown.items(), key=lambda x: -len(x[1])):  # first what is called most
         _write(_path(key), _fastest([kernel for kernel, _ in same], measure or of_step))
     if chosen is not None:
