@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -53,6 +54,7 @@ def to_first_token(model: str, layers: int | None, length: int, save: Path | Non
     until_now("first token")
     found = {"seconds": seconds, "total": sum(seconds.values()), "start_up": dict(llm.start_up.seconds), "token": token}
     found["imported"] = [name for name in SLOW if name in sys.modules]
+    found["bytecode"] = sys.pycache_prefix or "beside its modules"
     found["device"] = torch.cuda.get_device_name() if cuda else "cpu"
     if save is not None:
         llm.save(save)
@@ -60,9 +62,17 @@ def to_first_token(model: str, layers: int | None, length: int, save: Path | Non
     return found
 
 
+def bytecode(folder: Path) -> dict[str, str]:
+    """Where Python keeps compiled modules, if pip has not left them beside torch, as it does: else each process compiles them."""
+    spec = find_spec("torch")
+    if spec is not None and spec.cached is not None and Path(spec.cached).exists():
+        return {}
+    return {"PYTHONPYCACHEPREFIX": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
+
+
 def by_process(caches: Path, *words: str) -> dict[str, Any]:
     print(*words, file=sys.stderr, flush=True)
-    environment = os.environ | {name: str(caches / name) for name in CACHES}
+    environment = os.environ | {name: str(caches / name) for name in CACHES} | bytecode(caches.parent / "bytecode")
     ran = subprocess.run([sys.executable, __file__, *words], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json_module.loads(ran.stdout.splitlines()[-1])
     return found
