@@ -63,7 +63,7 @@ def to_first_token(model: str, layers: int | None, length: int, save: Path | Non
 
 
 def bytecode(folder: Path) -> dict[str, str]:
-    """Where Python keeps compiled modules, if pip has not left them beside torch, as it does: else each process compiles them."""
+    """Where Python keeps compiled modules, if pip has not left them beside torch: else each process compiles them."""
     spec = find_spec("torch")
     if spec is not None and spec.cached is not None and Path(spec.cached).exists():
         return {}
