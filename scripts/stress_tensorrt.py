@@ -38,6 +38,7 @@ from trilithon.lower.tensorrt import execute
 from trilithon.report.versions import versions
 
 VARIANTS = ("plain", "ahead", "after", "kept", "alone", "caches")
+STACK = 16  # lines of where Python was when a process crashed
 VARIANT, LOCK = "TRILITHON_STRESS", "TRILITHON_STRESS_LOCK"
 DEFAULT = ["--rows", "pytorch,trt-mask,trt-causal", "--repeats", "1"]
 
@@ -80,7 +81,7 @@ def change(variant: str) -> None:
 
 def ended(variant: str, words: list[str], processes: int, folder: Path) -> list[dict[str, Any]]:
     """How each of so many processes at a time ended."""
-    environment = os.environ | {VARIANT: variant, LOCK: str(folder / "lock")}
+    environment = os.environ | {VARIANT: variant, LOCK: str(folder / "lock"), "PYTHONFAULTHANDLER": "1"}
     logs = [folder / f"{variant}-{i}.log" for i in range(processes)]
     began = time.perf_counter()
     running = []
@@ -96,8 +97,13 @@ def ended(variant: str, words: list[str], processes: int, folder: Path) -> list[
     found = []
     for i, (process, log) in enumerate(zip(running, logs, strict=True)):
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        last = " | ".join(lines[-3:])[:400]
-        found.append({"variant": variant, "code": process.returncode, "seconds": seconds[i], "last": last, **least})
+        fatal = next((at for at, line in enumerate(lines) if line.startswith("Fatal Python error")), len(lines))
+        last, stack = (
+            " | ".join(lines[max(0, fatal - 3) : fatal])[:400],
+            [line.strip() for line in lines[fatal : fatal + STACK]],
+        )
+        row = {"variant": variant, "code": process.returncode, "seconds": seconds[i], "last": last, "stack": stack}
+        found.append({**row, **least})
     return found
 
 
@@ -132,7 +138,7 @@ def main(
             )
             for row in rows:
                 if row["code"]:
-                    print(f"    {row['code']}: {row['last']}", flush=True)
+                    print(f"    {row['code']}: {row['last']}", *row["stack"][:4], sep="\n        ", flush=True)
             if json is not None:  # after each: a later one may be ended by a limit
                 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
                 saved = {"model": model, "words": words or DEFAULT, "gpu": gpu, "runs": found, "versions": versions()}
