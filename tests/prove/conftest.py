@@ -13,3 +13,10 @@ settings.register_profile("long", max_examples=200, **SLOW)
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--hypothesis-profile", default=None):
         settings.load_profile("quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Longer profiles take as long as they take."""
+    if config.getoption("--hypothesis-profile", default=None):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0))
