@@ -40,6 +40,7 @@ def forget_frames(error: BaseException | None) -> None:
 
 
 def prepare(kernel: Kernel, args: Args) -> None:
+    """Compile a kernel if that can be done; its launch says why not."""
     with suppress(Exception):  # Triton's errors have no common class
         kernel.prepare(*args)
 
