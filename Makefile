@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-compile
 
+# else each process that a test starts would compile all modules that it imports
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check lint types size docs
 
 demo: .venv/.ready
