@@ -63,11 +63,10 @@ def to_first_token(model: str, layers: int | None, length: int, save: Path | Non
 
 
 def bytecode(folder: Path) -> dict[str, str]:
-    """Where Python keeps compiled modules, if pip has not left them beside torch: else each process compiles them."""
-    spec = find_spec("torch")
-    if spec is not None and spec.cached is not None and Path(spec.cached).exists():
-        return {}
-    return {"PYTHONPYCACHEPREFIX": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
+    """Python keeps compiled modules, in a folder of ours if pip left none beside torch: else each process compiles them."""
+    written, spec = {"PYTHONDONTWRITEBYTECODE": ""}, find_spec("torch")
+    beside = spec is not None and spec.cached is not None and Path(spec.cached).exists()
+    return written if beside else {**written, "PYTHONPYCACHEPREFIX": str(folder)}
 
 
 def by_process(caches: Path, *words: str) -> dict[str, Any]:
