@@ -52,7 +52,12 @@ def to_first_token(model: str, layers: int | None, length: int, save: Path | Non
     ids = torch.randint(3, 1000, (1, length), generator=torch.Generator().manual_seed(0))
     token = llm.generate(ids.to(llm.decoder.device), max_new_tokens=1)[0, -1].item()
     until_now("first token")
-    found = {"seconds": seconds, "total": sum(seconds.values()), "start_up": dict(llm.start_up.seconds), "token": token}
+    found: dict[str, Any] = {
+        "seconds": seconds,
+        "total": sum(seconds.values()),
+        "start_up": dict(llm.start_up.seconds),
+        "token": token,
+    }
     found["imported"] = [name for name in SLOW if name in sys.modules]
     found["bytecode"] = sys.pycache_prefix or "beside its modules"
     found["device"] = torch.cuda.get_device_name() if cuda else "cpu"
