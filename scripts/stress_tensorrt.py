@@ -74,7 +74,7 @@ def change(variant: str) -> None:
 
     execute.Executor.__call__ = changed  # type: ignore[method-assign]
     if variant == "ahead":
-        execute.Executor._wait_for_other_shapes = lambda *_: None  # type: ignore[method-assign,assignment]
+        execute.Executor._wait_for_other_shapes = lambda *_: None  # type: ignore[method-assign]
     if variant == "kept":
         execute.mmap = Kept  # type: ignore[attr-defined]
 
