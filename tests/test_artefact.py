@@ -391,7 +391,7 @@ def unused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def flipped(data: bytes, strides: int) -> Iterator[bytes]:
     """Each with one bit changed: all of the beginning and the end, and in strides of the middle."""
-    places = {*range(4), *range(len(data) - 4, len(data)), *range(0, len(data), max(1, len(data) // strides))}
+    places = {*range(12), *range(len(data) - 8, len(data)), *range(0, len(data), max(1, len(data) // strides))}
     for place in sorted(place for place in places if 0 <= place < len(data)):
         yield data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :]
 
@@ -402,7 +402,7 @@ def test_each_region_of_each_file(folder: Path) -> None:
         path = file_of(folder, name)
         data = path.read_bytes()
         cut = [data[:n] for n in (0, 1, 8, len(data) // 2, len(data) - 1)]
-        for changed in (*flipped(data, 8), *cut, data + b"\0", data[::-1]):
+        for changed in (*flipped(data, 16), *cut, data + b"\0", data[::-1]):
             path.write_bytes(changed)
             with pytest.raises(InputError, match="is damaged or was changed") as raised:
                 trilithon.load(folder)
