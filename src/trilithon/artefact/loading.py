@@ -22,6 +22,7 @@ from trilithon.artefact.saving import CANARIES, LOADED, TOKENIZER, WEIGHTS
 from trilithon.capture.generation import GenerationSettings
 from trilithon.compiled import Compiled, Origin
 from trilithon.errors import CannotCache, InputError, TrilithonError
+from trilithon.lower.native.fused.ahead import import_beside
 from trilithon.lower.native.fused.tune import keep
 from trilithon.lower.native.prompt import Prompt
 from trilithon.lower.native.step import NativeStep
@@ -94,6 +95,8 @@ def _load(folder: Path, manifest: dict[str, Any], device: str | torch.device | N
     try:
         with clocked() as stages:
             chosen = device_for(manifest["target"], device)
+            if chosen.type == "cuda" and manifest["native"]:
+                import_beside()
             check_versions(manifest["versions"], manifest["target"], chosen)
             with _checked(files, hashes=verify):
                 made = _Reader(manifest, files, chosen).compiled(verify)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ TYPES = {
     torch.bool: "BOOL",
 }
 BLOCK = 1 << 26  # bytes that are copied from a GPU at a time
+PINNED = 1 << 24  # bytes that are copied to a GPU at a time
+THREADS = 4  # that copy to a GPU
 
 
 class Tensors:
@@ -78,4 +82,17 @@ def _bytes_of(x: Tensor) -> Iterator[memoryview]:
 
 def read(path: Path, device: torch.device) -> dict[str, Tensor]:
     """The tensors of a file; on a CPU they are the file itself, mapped."""
-    return load_file(path, str(device))
+    mapped = load_file(path)
+    if device.type != "cuda":
+        return mapped
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(mapped, pool.map(partial(_to_gpu, device=device), mapped.values()), strict=True))
+
+
+def _to_gpu(x: Tensor, device: torch.device) -> Tensor:
+    """Through pinned memory, which PyTorch keeps until the GPU has read it: CUDA itself copies other memory in one thread."""
+    made = torch.empty_like(x, device=device)
+    to, of = (t.reshape(-1).view(torch.uint8).split(PINNED) for t in (made, x))
+    for block, held in zip(to, of, strict=True):
+        block.copy_(held.pin_memory(), non_blocking=True)
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -14,6 +15,18 @@ from torch.fx import GraphModule, Interpreter
 from trilithon.lower.native.fused.launch import Kernel
 
 Args = tuple[Any, ...]
+
+
+def import_beside() -> None:
+    """Import Triton in a thread, and have it hash its own files, which is part of the name of each kernel that it keeps."""
+    threading.Thread(target=_import, name="triton", daemon=True).start()
+
+
+def _import() -> None:
+    with suppress(ImportError):  # of a version that has it elsewhere; kernels that cannot be made are refused where they are
+        from triton.runtime.cache import triton_key
+
+        triton_key()
 
 
 @contextmanager

@@ -4,8 +4,8 @@
   Hence the closed table `EVALUATORS` holds the class beside each kind of layer.
 * `IActivationLayer.type` (and that of a pooling layer) hides `ILayer.type`: the kind is read before the class is assigned.
 * Layers come in the order in which they were added; `layers_of` sorts them.
-* Dims that are unset, or given by a tensor, raise ValueError when their length is asked for; to a loop over them they
-  look empty, as those of a tensor without axes are.
+* Dims that are unset, or given by a tensor, raise ValueError when their length is asked for (TensorRT-RTX 1.5), or are None
+  (1.7); to a loop over them they look empty, as those of a tensor without axes are.
   Where a slice's axes come as a tensor, `axes` holds garbage without any error. Hence `Layer.sizes`, which looks at the
   inputs first.
 * Permutations have eight slots, whatever the rank; only the first ones count. See `Layer.order`.
@@ -119,7 +119,7 @@ class Layer:
             return [int(v) for v in value.reshape(-1)]
         dims = getattr(self.own, attribute)
         try:
-            return [int(dims[i]) for i in range(len(dims))]
+            return None if dims is None else [int(dims[i]) for i in range(len(dims))]
         except ValueError:
             return None
 
