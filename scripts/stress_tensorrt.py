@@ -34,10 +34,11 @@ import typer
 from torch import Tensor
 
 from trilithon.cli import main as trilithon
-from trilithon.lower.tensorrt import execute
+from trilithon.lower.tensorrt import execute, library
 from trilithon.report.versions import versions
 
 VARIANTS = ("plain", "ahead", "after", "kept", "alone", "caches")
+HERE = f"{Path(__file__).resolve().parents[1]}/"
 STACK = 16  # lines of where Python was when a process crashed
 VARIANT, LOCK = "TRILITHON_STRESS", "TRILITHON_STRESS_LOCK"
 DEFAULT = ["--rows", "pytorch,trt-mask,trt-causal", "--repeats", "1"]
@@ -98,7 +99,10 @@ def ended(variant: str, words: list[str], processes: int, folder: Path) -> list[
     for i, (process, log) in enumerate(zip(running, logs, strict=True)):
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         fatal = next((at for at, line in enumerate(lines) if line.startswith("Fatal Python error")), len(lines))
-        last, stack = " | ".join(lines[max(0, fatal - 3) : fatal]), [line.strip() for line in lines[fatal : fatal + STACK]]
+        last, stack = (
+            " | ".join(lines[max(0, fatal - 3) : fatal]),
+            [line.strip().replace(HERE, "") for line in lines[fatal : fatal + STACK]],
+        )
         row = {"variant": variant, "code": process.returncode, "seconds": seconds[i], "last": last[:400], "stack": stack}
         found.append({**row, **least})
     return found
@@ -138,7 +142,8 @@ def main(
                     print(f"    {row['code']}: {row['last']}", *row["stack"][:4], sep="\n        ", flush=True)
             if json is not None:  # after each: a later one may be ended by a limit
                 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-                saved = {"model": model, "words": words or DEFAULT, "gpu": gpu, "runs": found, "versions": versions()}
+                made_with = versions() | {"tensorrt": library.version()}
+                saved = {"model": model, "words": words or DEFAULT, "gpu": gpu, "runs": found, "versions": made_with}
                 json.write_text(json_module.dumps(saved, indent=1) + "\n")
 
 

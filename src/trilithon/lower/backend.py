@@ -20,7 +20,7 @@ from trilithon.lower.native.split_kv import has_triton
 from trilithon.lower.native.step import compiled_step, make_step
 from trilithon.lower.native.writes import separate_writes
 from trilithon.lower.tensorrt.engine import resolve_target
-from trilithon.lower.tensorrt.library import library, version
+from trilithon.lower.tensorrt.library import check_builder, version
 from trilithon.options import BACKENDS, Options
 from trilithon.rewrite.unlift import device_of
 
@@ -75,7 +75,7 @@ def resolve_backend(name: str, cache_dtype: str | None = None) -> str:
             todo="leave cache_dtype out, or compile with backend='native'",
         )
     if name == "tensorrt":
-        library()
+        check_builder()
     return "native" if name == "auto" else name
 
 

@@ -14,7 +14,7 @@ from trilithon.errors import CannotLower
 from trilithon.lower.inputs import Axis, Input
 from trilithon.lower.tensorrt.capability import SiteLowering
 from trilithon.lower.tensorrt.kernels import Layer, check_kernels, layer_table
-from trilithon.lower.tensorrt.library import errors_since, library, mark, messages_since
+from trilithon.lower.tensorrt.library import check_builder, errors_since, library, mark, messages_since
 from trilithon.lower.tensorrt.network import Network
 from trilithon.spec.codec import decode, encode, readable_classes
 
@@ -105,8 +105,9 @@ def build(net: Network, inputs: Sequence[Input], target: str, plan: Path) -> Eng
         target: from `resolve_target`.
 
     Raises:
-        CannotLower: TensorRT refuses the network, logs an error, or built an attention that is another.
+        CannotLower: TensorRT refuses the network, logs an error, built an attention that is another, or is one that breaks.
     """
+    check_builder()
     trt, place, started = library(), mark(), time.perf_counter()
     config = net.builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # layers under our names, in the log

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from trilithon.errors import CannotLower, InputError
 from trilithon.lower.tensorrt.engine import Engine
-from trilithon.lower.tensorrt.library import errors_since, library, logger, mark, torch_dtypes
+from trilithon.lower.tensorrt.library import errors_since, library, logger, mark, torch_dtypes, warn_of_running
 
 
 @cache
 def _runtime() -> Any:
     """One for all engines, for as long as the process runs."""
+    warn_of_running()
     return library().Runtime(logger())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,12 @@ from trilithon.errors import CannotLower
 
 PACKAGES = ("tensorrt_rtx", "tensorrt")  # the first builds engines without a GPU, for the GPU that it is told
 HARMLESS = "catchCudaError"  # logged after each real error on a machine without a GPU
+PROVEN = "pip install 'tensorrt-rtx>=1.6,<1.7'"
+BREAKS_BUILDING = {"tensorrt_rtx 1.7": "its builder ends the process on decode steps with grouped heads (1.7.1.116)"}
+BREAKS_RUNNING = {  # docs/backends.md, "A crash"
+    "tensorrt_rtx 1.5": "several processes that run engines of many sizes on one GPU may end in a corrupted heap (1.5.0.114)"
+}
+log = logging.getLogger(__name__)
 
 
 @cache
@@ -30,7 +37,7 @@ def library() -> Any:
             raise CannotLower(
                 f"cannot use {name} {found.__version__}",
                 why="it has no INetworkDefinition.add_attention_v2",
-                todo="pip install 'tensorrt-rtx>=1.5'",
+                todo=PROVEN,
             )
         return found
     raise CannotLower(
@@ -41,8 +48,27 @@ def library() -> Any:
 
 
 def version() -> str:
-    """Which package is used, e.g. "tensorrt_rtx 1.5.0.114"."""
+    """Which package is used, e.g. "tensorrt_rtx 1.6.1.120"."""
     return f"{library().__name__} {library().__version__}"
+
+
+def check_builder() -> None:
+    """Refuse a TensorRT that ends the process that builds an engine, without a word.
+
+    Raises:
+        CannotLower: it is one, or there is none.
+    """
+    if (why := BREAKS_BUILDING.get(_minor())) is not None:
+        raise CannotLower(f"cannot build an engine with {version()}", why=why, todo=PROVEN)
+
+
+def warn_of_running() -> None:
+    if (why := BREAKS_RUNNING.get(_minor())) is not None:
+        log.warning("%s: %s; %s", version(), why, PROVEN)
+
+
+def _minor() -> str:
+    return ".".join(version().split(".")[:2])
 
 
 @cache
