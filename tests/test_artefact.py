@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ from artefacts import change, file_of, manifest_of, names_of
 from models.configs import tiny
 from models.test_seq2seq import made, prompts
 from trilithon import CannotLower, Compiled, GuardFailed, InputError, Options, TrilithonError, VerificationFailed
-from trilithon.artefact import loading, native, saving, writer
+from trilithon.artefact import digest, loading, native, saving, writer
 from trilithon.artefact.files import check_files, files_of
 from trilithon.artefact.inspection import inspect, is_whole
 from trilithon.artefact.manifest import FIELDS, FORMAT, MANIFEST, read_manifest
@@ -353,6 +354,44 @@ def test_what_an_ended_process_left_is_removed(folder: Path) -> None:
     assert not any(path.exists() for path in left) and (folder / "notes.txt").exists()
 
 
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 2000, 5003])
+@pytest.mark.parametrize("piece", [1, 7, 1000, 2500])
+@pytest.mark.parametrize("able", [True, False], ids=["side by side", "one behind the other"])
+def test_a_file_is_hashed_in_blocks(size: int, piece: int, able: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "BLOCK", 1000)
+    monkeypatch.setattr(digest, "READ", 64)
+    if not able:
+        monkeypatch.delattr(os, "preadv")
+    content = bytes((7 * i + i // 256) % 256 for i in range(size))
+    written = digest.Digest()
+    for start in range(0, size, piece):
+        written.update(memoryview(content)[start : start + piece])
+    blocks = [hashlib.sha256(content[start : start + 1000]) for start in range(0, max(size, 1), 1000)]
+    together = hashlib.sha256(b"".join(x.digest() for x in blocks))
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with path.open("rb", buffering=0) as file:
+        want = (together if len(blocks) > 1 else blocks[0]).hexdigest()
+        assert digest.digest_of(file, size) == written.hexdigest() == want
+
+
+def test_damage_in_any_block_is_found(
+    llama: tuple[nn.Module, Compiled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "BLOCK", 1 << 12)
+    folder = llama[1].save(tmp_path / "saved")
+    path = file_of(folder, "weights.safetensors")
+    content = path.read_bytes()
+    assert len(content) > 4 << 12 and whole(folder)
+    for place in (0, 1 << 12, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(InputError, match="is damaged"):
+            trilithon.load(folder)
+    path.write_bytes(content[1 << 12 : 2 << 12] + content[: 1 << 12] + content[2 << 12 :])  # blocks in another order
+    with pytest.raises(InputError, match="is damaged"):
+        trilithon.load(folder)
+
+
 def test_two_writers(llama: tuple[nn.Module, Compiled], folder: Path) -> None:
     with writer.writing(folder), pytest.raises(InputError, match="is saving into it"):
         llama[1].save(folder)
@@ -535,14 +574,8 @@ def rewrite_file(folder: Path, name: str, act: Callable[[Path], None]) -> None:
     path = file_of(folder, name)
     act(path)
     with path.open("rb", buffering=0) as file:
-        digest = loading_hash(file)
-    change(folder, lambda data: data["files"][name].update(bytes=path.stat().st_size, sha256=digest))
-
-
-def loading_hash(file: Any) -> str:
-    from trilithon.artefact.files import hash_of
-
-    return hash_of(file)
+        found = digest.digest_of(file, path.stat().st_size)
+    change(folder, lambda data: data["files"][name].update(bytes=path.stat().st_size, sha256=found))
 
 
 def test_other_weights_are_found_by_the_canary(folder: Path) -> None:

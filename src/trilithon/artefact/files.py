@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -11,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trilithon.artefact.digest import digest_of
 from trilithon.artefact.manifest import damaged, read_manifest
 from trilithon.errors import InputError
 
-BLOCK = 1 << 26  # bytes that are hashed while other threads run
-THREADS = 4
+THREADS = 4  # files at a time
 State = Literal["ok", "missing", "truncated", "damaged", "no regular file", "cannot be read"]
 
 
@@ -28,7 +27,7 @@ class File:
         folder: of the artefact.
         path: where it is; its name holds a part of its hash.
         size: bytes that it must have.
-        sha256: hash that it must have.
+        sha256: hash that it must have, as in `artefact.digest`.
     """
 
     name: str
@@ -86,16 +85,9 @@ def state_of(file: File, hashes: bool) -> State:
         if status.st_size != file.size:
             return "truncated" if status.st_size < file.size else "damaged"
         try:
-            return "damaged" if hashes and hash_of(opened) != file.sha256 else "ok"
+            return "damaged" if hashes and digest_of(opened, file.size) != file.sha256 else "ok"
         except OSError:
             return "cannot be read"
-
-
-def hash_of(opened: Any) -> str:
-    digest, block = hashlib.sha256(), bytearray(BLOCK)
-    while count := opened.readinto(block):
-        digest.update(memoryview(block)[:count])
-    return digest.hexdigest()
 
 
 def _why(file: File, state: State) -> str:

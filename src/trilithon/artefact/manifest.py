@@ -12,7 +12,7 @@ from typing import Any
 from trilithon.errors import InputError
 
 MANIFEST = "trilithon.json"
-FORMAT = 6  # raise it when a field is added, removed or changes its meaning
+FORMAT = 7  # raise it when a field is added, removed or changes its meaning
 HOW = "write one with trilithon compile MODEL --out FOLDER, or Compiled.save(FOLDER)"
 AGAIN = "nothing of it was used. Copy it again from where it came, or compile and save it again"
 NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9_][A-Za-z0-9._-]*")  # of a file; one folder deep at most

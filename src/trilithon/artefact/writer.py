@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from trilithon.artefact.digest import Digest
 from trilithon.artefact.manifest import MANIFEST, NAME, render
 from trilithon.errors import InputError
 from trilithon.folders import remove_file
@@ -39,7 +40,7 @@ class Writer:
         Args:
             name: what the manifest calls it, e.g. "prefill.plan".
         """
-        digest, size, fresh = hashlib.sha256(), 0, self.folder / f"{FRESH}{os.getpid()}-{name}"
+        digest, size, fresh = Digest(), 0, self.folder / f"{FRESH}{os.getpid()}-{name}"
         with _created(fresh) as file:
             for chunk in chunks:
                 digest.update(chunk)
@@ -62,7 +63,9 @@ class Writer:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            self._take(f"{name}/{own}", f"{inner}/{own}", fresh, len(content), hashlib.sha256(content).hexdigest())
+            digest = Digest()
+            digest.update(content)
+            self._take(f"{name}/{own}", f"{inner}/{own}", fresh, len(content), digest.hexdigest())
 
     def _take(self, name: str, file: str, fresh: Path, size: int, digest: str) -> None:
         assert NAME.fullmatch(file), file
