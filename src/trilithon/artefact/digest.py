@@ -1,6 +1,6 @@
 """The hash of a file: its SHA-256; of one of several blocks, the SHA-256 of theirs, one behind the other.
 
-So threads hash a file side by side: one alone takes longer over weights than a GPU over all else that loading them asks for.
+So threads can hash a file side by side: one alone takes as long for the weights of a model as all else that a load does.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from trilithon.spec.masks import Causal, Chunked, Mask, SlidingWindow, conjuncti
 MOST_QUERIES = 128  # rows of a tile: query heads of a key head times queries
 MOST_WIDTH = 256  # numbers of a head
 PROGRAMS = 264  # to be in flight at once: two for each multiprocessor of a large GPU
+WARPS, STAGES = 4, 2  # of a program; tiles that it loads ahead
 
 
 def has_triton() -> bool:
@@ -161,7 +162,7 @@ def _launch(
         g, s, t, rows, splits, d, e, scale, softcap,
         WINDOW=bounds[0], CHUNK=bounds[1], RING=k_positions is not None, CAPPED=softcap != 0.0, SCALED=scales is not None,
         BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=max(16, blocks[0]), BLOCK_E=max(16, blocks[1]),
-        num_warps=4, num_stages=2,
+        num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     combine[(b * g, rows)](
         sums, marks, result, *result.stride()[:3], g, s, rows, splits, e,

@@ -19,7 +19,7 @@ Args = tuple[Any, ...]
 
 def import_beside() -> None:
     """Import Triton in a thread, and have it hash its own files, which is part of the name of each kernel that it keeps."""
-    threading.Thread(target=_import, name="triton", daemon=True).start()
+    threading.Thread(target=_import, name="triton").start()
 
 
 def _import() -> None:
