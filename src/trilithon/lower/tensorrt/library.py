@@ -14,7 +14,7 @@ from trilithon.errors import CannotLower
 PACKAGES = ("tensorrt_rtx", "tensorrt")  # the first builds engines without a GPU, for the GPU that it is told
 HARMLESS = "catchCudaError"  # logged after each real error on a machine without a GPU
 PROVEN = "pip install 'tensorrt-rtx>=1.6,<1.7'"
-BREAKS_BUILDING = {"tensorrt_rtx 1.7": "its builder ends the process on decode steps with grouped heads (1.7.1.116)"}
+BREAKS_BUILDING = {"tensorrt_rtx 1.7": "its builder ends the process on decode steps of two layers or more (1.7.1.116)"}
 BREAKS_RUNNING = {  # docs/backends.md, "A crash"
     "tensorrt_rtx 1.5": "several processes that run engines of many sizes on one GPU may end in a corrupted heap (1.5.0.114)"
 }
