@@ -59,7 +59,7 @@ def to_first_token(model: str, layers: int | None, length: int, save: Path | Non
         "token": token,
     }
     found["imported"] = [name for name in SLOW if name in sys.modules]
-    found["bytecode"] = sys.pycache_prefix or "beside its modules"
+    found["bytecode"] = "a folder of the script's own" if sys.pycache_prefix else "beside its modules"
     found["device"] = torch.cuda.get_device_name() if cuda else "cpu"
     if save is not None:
         llm.save(save)
