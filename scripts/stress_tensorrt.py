@@ -99,10 +99,8 @@ def ended(variant: str, words: list[str], processes: int, folder: Path) -> list[
     for i, (process, log) in enumerate(zip(running, logs, strict=True)):
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         fatal = next((at for at, line in enumerate(lines) if line.startswith("Fatal Python error")), len(lines))
-        last, stack = (
-            " | ".join(lines[max(0, fatal - 3) : fatal]),
-            [line.strip().replace(HERE, "") for line in lines[fatal : fatal + STACK]],
-        )
+        last = " | ".join(lines[max(0, fatal - 3) : fatal])
+        stack = [line.strip().replace(HERE, "") for line in lines[fatal : fatal + STACK]]
         row = {"variant": variant, "code": process.returncode, "seconds": seconds[i], "last": last[:400], "stack": stack}
         found.append({**row, **least})
     return found

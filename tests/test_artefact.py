@@ -26,7 +26,7 @@ from artefacts import change, file_of, manifest_of, names_of
 from models.configs import tiny
 from models.test_seq2seq import made, prompts
 from trilithon import CannotLower, Compiled, GuardFailed, InputError, Options, TrilithonError, VerificationFailed
-from trilithon.artefact import digest, loading, native, saving, writer
+from trilithon.artefact import digest, loading, native, saving, weights, writer
 from trilithon.artefact.files import check_files, files_of
 from trilithon.artefact.inspection import inspect, is_whole
 from trilithon.artefact.manifest import FIELDS, FORMAT, MANIFEST, read_manifest
@@ -390,6 +390,19 @@ def test_damage_in_any_block_is_found(
     path.write_bytes(content[1 << 12 : 2 << 12] + content[: 1 << 12] + content[2 << 12 :])  # blocks in another order
     with pytest.raises(InputError, match="is damaged"):
         trilithon.load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("shape", [(0, 3), (), (1,), (16,), (5, 7, 3)])
+def test_weights_go_to_a_gpu_in_blocks(dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their bytes, whatever part of a number a block ends in; here without memory that is pinned."""
+    pieces: list[int] = []
+    monkeypatch.setattr(weights, "PINNED", 13)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda x: pieces.append(x.numel()) or x.clone())
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(9).to(dtype)
+    made = weights._to_gpu(x, torch.device("cpu"))
+    assert torch.equal(made, x) and made.dtype == dtype
+    assert made.shape == x.shape and sum(pieces) == x.nbytes and max(pieces) <= 13
 
 
 def test_two_writers(llama: tuple[nn.Module, Compiled], folder: Path) -> None:

@@ -7,9 +7,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from trilithon.lower.native.fused.ahead import import_beside
 
 TESTS = Path(__file__).parent.parent
 
@@ -28,3 +31,15 @@ def test_what_is_compiled_serves_all_lengths(tmp_path: Path) -> None:
     assert found["step, 2 parts"] == ["put_together"]  # which is compiled for a number of parts
     for name in ("step, 302 slots", "prompt, 576 tokens", "prompt, 1 token"):
         assert found[name] == [], name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_triton_has_hashed_its_files_before_it_is_asked() -> None:
+    from triton.runtime.cache import triton_key
+
+    triton_key.cache_clear()
+    import_beside()
+    for thread in threading.enumerate():
+        if thread.name == "triton":
+            thread.join()
+    assert triton_key.cache_info().currsize == 1

@@ -13,7 +13,7 @@ from trilithon.errors import CannotLower
 
 PACKAGES = ("tensorrt_rtx", "tensorrt")  # the first builds engines without a GPU, for the GPU that it is told
 HARMLESS = "catchCudaError"  # logged after each real error on a machine without a GPU
-PROVEN = "pip install 'tensorrt-rtx>=1.6,<1.7'"
+INSTALL = "pip install 'tensorrt-rtx>=1.6,<1.7'"
 BREAKS_BUILDING = {"tensorrt_rtx 1.7": "its builder ends the process on decode steps of two layers or more (1.7.1.116)"}
 BREAKS_RUNNING = {  # docs/backends.md, "A crash"
     "tensorrt_rtx 1.5": "several processes that run engines of many sizes on one GPU may end in a corrupted heap (1.5.0.114)"
@@ -37,7 +37,7 @@ def library() -> Any:
             raise CannotLower(
                 f"cannot use {name} {found.__version__}",
                 why="it has no INetworkDefinition.add_attention_v2",
-                todo=PROVEN,
+                todo=INSTALL,
             )
         return found
     raise CannotLower(
@@ -59,12 +59,12 @@ def check_builder() -> None:
         CannotLower: it is one, or there is none.
     """
     if (why := BREAKS_BUILDING.get(_minor())) is not None:
-        raise CannotLower(f"cannot build an engine with {version()}", why=why, todo=PROVEN)
+        raise CannotLower(f"cannot build an engine with {version()}", why=why, todo=INSTALL)
 
 
 def warn_of_running() -> None:
     if (why := BREAKS_RUNNING.get(_minor())) is not None:
-        log.warning("%s: %s; %s", version(), why, PROVEN)
+        log.warning("%s: %s; %s", version(), why, INSTALL)
 
 
 def _minor() -> str:
